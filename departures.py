@@ -1,0 +1,598 @@
+"""Departures (arXiv 2511.13124): Schroedinger bridges from control cells to perturbed cells, conditioned on the perturbation.
+
+Read from top to bottom, with the paper beside it:
+
+    1  Brownian bridge             expression levels          Eq. 4, 5, 7, 8, 16
+    2  discrete mixture bridge     which genes are on         Eq. 10 to 13, 17
+    3  if-expressed values         what a silent gene's level would be
+    4  pairing                     minibatch optimal transport
+    5  gene-regulatory network     from a target to every gene
+    6  networks                    condition encoder, x_theta, d_theta
+    7  loss                        Eq. 9, 14, 15
+    8  sampler                     Eq. 16 to 18
+
+Time runs from 0 (control) to T = 1 (perturbed). Axes: B cells of a batch, N genes, C distinct conditions of a batch,
+P targets (perturbed genes, or drugs), Q training conditions, K cell types. x (B, N) is log1p expression, d = (x != 0) its
+activation as 0.0 or 1.0, t (B, 1). Where the code departs from the printed equations, a comment beside it says why.
+"""
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import ot
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def option(default, text, **more):
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class Settings:
+    """Everything that decides a run. The command line is generated from it and the checkpoint carries it."""
+    # bridges
+    sigma: float = option(0.2, "noise scale of the Brownian bridge (paper 0.2)")
+    steps: int = option(50, "sampling steps (paper 50)")
+    kappa: str = option("linear", "schedule of the discrete bridge", choices=("linear", "quadratic", "cosine"))
+    # pairing
+    pairing: str = option("exact", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
+    cost: str = option("sqeuclidean", "transport cost", choices=("sqeuclidean", "euclidean", "cosine"))
+    epsilon: str = option("0.05", "entropic regularisation, a fraction of the mean cost; or 'bridge'")
+    pairing_batch: int = option(512, "largest number of cells in one transport plan")
+    # the five improvements on the paper; --paper switches them all off
+    skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left")
+    if_expressed: bool = option(True, "bridge the level of a gene if it is expressed; fill silent genes with draws")
+    null_pairs: bool = option(True, "also train on control-control pairs, under no perturbation")
+    label_dropout: float = option(0.3, "probability of hiding the cell type's label in training")
+    exact_step: bool = option(True, "sample with the exact bridge step instead of Euler-Maruyama")
+    # perturbation encoder
+    grn: str = option("structural", "where the gene network comes from: structural, coexpression, none, or an edge list "
+                                    "(CSV: source,target[,weight])")
+    grn_factors: int = option(6, "hidden factors beside the targets in the structural network")
+    grn_sparsity: float = option(60.0, "L1 penalty on the structural network's edges")
+    target_dropout: float = option(0.5, "probability of hiding who the target is, so that the network must explain it")
+    # networks and training
+    width: int = option(256, "hidden units of x_theta and d_theta")
+    embedding: int = option(64, "length of a target's learned embedding")
+    epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5")
+    batch: int = option(64, "pairs in a batch (paper 64 and 256)")
+    learning_rate: float = option(1e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine")
+    seed: int = option(0, "of everything random: the split, the pairs, the training, the samples")
+    # data
+    genes: int = option(5000, "genes to keep: the perturbed ones, then the most variable (paper 5,000 and 2,000)")
+    test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)")
+
+    def as_in_the_paper(self):
+        """The literal method: none of the five improvements, the co-expression network, the released code's pairing."""
+        self.skip_gate = self.if_expressed = self.null_pairs = self.exact_step = False
+        self.label_dropout, self.grn, self.pairing = 0.0, "coexpression", "entropic"
+        self.epsilon = "0.2"                    # released: 0.1 of the largest cost, which is about 0.2 of the mean one
+        return self
+
+
+# ================================================================================================ 1  Brownian bridge
+
+def bridge_sample(x0, xT, t, sigma, generator=None):
+    """x_t of the Brownian bridge from x0 to xT (B, N) at times t (B, 1): Eq. 4 and 7.
+
+    The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has the bridge term B_t - t B_T the
+    variance t (1 - t) that the next line of the paper states.
+    """
+    z = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    return (1 - t) * x0 + t * xT + sigma * torch.sqrt(t * (1 - t)) * z
+
+
+def bridge_drift(x, xT, t):
+    """v_t = (x_T - x_t) / (T - t): Eq. 5 and 8. With a predicted endpoint for xT it is the drift of Eq. 16."""
+    return (xT - x) / (1 - t)
+
+
+def euler_maruyama_step(x, xT, t, h, sigma, generator=None):
+    """x_{t+h} by Eq. 16. Its last step leaves noise of variance sigma^2 h on the endpoint."""
+    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h) * z
+
+
+def exact_bridge_step(x, xT, t, h, sigma, generator=None):
+    """x_{t+h} drawn from the bridge from x at t to xT at T: no time-stepping error for a given endpoint, no noise at T."""
+    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    left = max(1 - t - h, 0.0)                                             # the last t + h may exceed 1 by rounding
+    return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h * left / (1 - t)) * z
+
+
+# ======================================================================================== 2  discrete mixture bridge
+
+KAPPA = {"linear": lambda t: t,                                            # each kappa(0) = 0, kappa(1) = 1, increasing
+         "quadratic": lambda t: t * t,
+         "cosine": lambda t: 1 - torch.cos(0.5 * math.pi * t)}
+KAPPA_DOT = {"linear": torch.ones_like,
+             "quadratic": lambda t: 2 * t,
+             "cosine": lambda t: 0.5 * math.pi * torch.sin(0.5 * math.pi * t)}
+
+
+def mixture_sample(d0, dT, t, kappa="linear", generator=None):
+    """d_t: every gene takes its endpoint state with probability kappa(t), else its start. Eq. 11 (whose x are d)."""
+    u = torch.rand(d0.shape, generator=generator, device=d0.device, dtype=d0.dtype)
+    return torch.where(u < KAPPA[kappa](t), dT, d0)
+
+
+def ctmc_rate(y, d, p_on, t, kappa="linear"):
+    """Rate u_t(y, d) of each gene from state d to state y, given p_on = P(d_T = 1 | d_t): Eq. 13, corrected.
+
+    The factor is kappa' / (1 - kappa), which is 1 / (T - t) for kappa = t. With the printed kappa / (1 - kappa) the chain's
+    forward equation does not return the mixture of Eq. 11: at t = 0, for one, nothing would ever move.
+    """
+    p_y = torch.where(y == 1, p_on, 1 - p_on)
+    return KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t)) * (p_y - (y == d).to(p_on.dtype))
+
+
+def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
+    """d_{t+h}: every gene is redrawn from its posterior with probability (kappa(t+h) - kappa(t)) / (1 - kappa(t)). Eq. 17.
+
+    The printed Eq. 17 adds h p / (T - t) to the current state and so sums to 1 + h / (T - t); the probability that is added
+    must leave the current state: delta + h (p - delta) / (T - t). For kappa = t our jump probability is that h / (T - t); for
+    any kappa it integrates Eq. 13 exactly while the posterior stands still, and the last step redraws every gene.
+    """
+    now, then = (KAPPA[kappa](torch.tensor(s, dtype=torch.float64)).item() for s in (t, min(t + h, 1.0)))
+    jump, on = torch.rand((2, *d.shape), generator=generator, device=d.device, dtype=d.dtype)
+    return torch.where(jump < (then - now) / (1 - now), (on < p_on).to(d.dtype), d)
+
+
+# ============================================================================================ 3  if-expressed values
+
+class ActiveValues:
+    """The non-zero values of each gene in each population, to draw from (arrays of `data.active_values`).
+
+    Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge therefore runs
+    between levels *if expressed*: a silent gene's level is a draw from the same gene in cells of the same population that do
+    express it. With zeros left in, training would show x_t falling towards 0 on silent genes while sampling, where
+    x_theta only ever answers for expressed genes (Eq. 9), shows it rising: the two never match.
+    """
+
+    def __init__(self, start, count, values, device="cpu"):
+        self.start, self.count = (torch.as_tensor(a, device=device) for a in (start, count))           # (populations, N)
+        self.values = torch.as_tensor(np.append(values, np.float32(0)), device=device)        # the 0 is for silent genes
+
+    def fill(self, x, population, generator=None):
+        """x (B, N) with every zero replaced by a draw; population (B,) indexes the table."""
+        start, count = self.start[population], self.count[population]
+        u = torch.rand(x.shape, generator=generator, device=x.device)
+        index = start + torch.minimum((u * count).long(), count - 1)
+        draw = self.values[torch.where(count > 0, index, len(self.values) - 1)]
+        return torch.where(x != 0, x, draw)
+
+
+# ======================================================================================================== 4  pairing
+
+def transport_cost(xT, x0, cost="sqeuclidean"):
+    """Cost (n, m) of turning each control x0 (m, N) into each perturbed cell xT (n, N)."""
+    if cost == "cosine":
+        return 1 - F.normalize(xT, dim=1) @ F.normalize(x0, dim=1).T
+    squared = (xT ** 2).sum(1)[:, None] + (x0 ** 2).sum(1) - 2 * xT @ x0.T
+    return squared.clamp_min(0) if cost == "sqeuclidean" else squared.clamp_min(0).sqrt()
+
+
+def regularisation(C, cost, epsilon, sigma):
+    """epsilon in units of the cost matrix C: a fraction of its mean, or the Schroedinger bridge's own for "bridge".
+
+    The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for
+    |x - y|^2 that is 2 sigma^2 T. (The paper leaves epsilon open.) In thousands of genes it is tiny beside the cost: its
+    plan is the exact one, and Sinkhorn hardly gets there.
+    """
+    if epsilon != "bridge":
+        return float(epsilon) * C.mean().item()
+    if cost != "sqeuclidean":
+        raise ValueError("epsilon='bridge' is defined for the squared Euclidean cost")
+    return 2 * sigma ** 2
+
+
+def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
+    """Transport plan (n, m) between uniform weights for cost C, and its largest relative marginal error.
+
+    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's own
+    device) or "random" (independent coupling). An error above `tolerance` means that Sinkhorn has not converged.
+    """
+    n, m = C.shape
+    a, b = C.new_full((n,), 1 / n), C.new_full((m,), 1 / m)
+    if method == "random":
+        plan = a[:, None] * b
+    elif method == "exact":
+        plan = torch.as_tensor(ot.emd(a.double().cpu().numpy(), b.double().cpu().numpy(), C.double().cpu().numpy(),
+                                      numItermax=10_000_000)).to(C)
+    else:
+        plan = ot.bregman.sinkhorn_log(a, b, C, reg=epsilon, numItermax=iterations, stopThr=tolerance / max(n, m), warn=False)
+    error = max((plan.sum(1) * n - 1).abs().max().item(), (plan.sum(0) * m - 1).abs().max().item())
+    return plan, error
+
+
+def draw_partners(plan, generator=None):
+    """For each row of the plan (each perturbed cell) a column (a control) drawn from the plan given that row: (n,).
+
+    Drawing given the row uses every perturbed cell exactly once, so the target marginal is exact even where Sinkhorn is not.
+    """
+    cumulative = plan.double().cumsum(1)
+    u = torch.rand(len(plan), 1, generator=generator, device=plan.device, dtype=torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, u, right=True).squeeze(1).clamp_max(plan.shape[1] - 1)
+
+
+def pair(xT, x0, settings, generator=None):
+    """Partner in x0 (m, N) of each cell of xT (n, N), as the settings say: indices (n,) and the plan's marginal error."""
+    C = transport_cost(xT, x0, settings.cost)
+    epsilon = regularisation(C, settings.cost, settings.epsilon, settings.sigma) if settings.pairing == "entropic" else None
+    plan, error = coupling(C, settings.pairing, epsilon)
+    return draw_partners(plan, generator), error
+
+
+# ======================================================================================== 5  gene-regulatory network
+#
+# What silencing a target does to every gene, before any network is trained: a table of effects (P, N), one row per target,
+# in units of each gene's standard deviation and for the target's level falling by one of its own. The encoder of section 6
+# learns from the training perturbations how far to trust it. A row of zeros says: this network does not know that gene.
+
+def propagate(W, sources, hops=3):
+    """Effects (P, N) of silencing nodes `sources` (P,) of a network W (N, N) whose entry [j, i] is the edge i -> j.
+
+    Each node passes on the mean of its incoming messages (weighted by |W|), and the silenced node's own level does not move.
+    """
+    W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
+    silenced = F.one_hot(sources, len(W)).to(W)
+    signal = silenced
+    for _ in range(hops):
+        signal = torch.where(silenced == 1, silenced, signal @ W.T)
+    return signal
+
+
+def coexpression_network(S, threshold=0.3):
+    """Edges (N, N) between genes of |Pearson correlation| above the threshold (as the released code), from covariance S."""
+    sd = S.diagonal().clamp_min(1e-12).sqrt()
+    R = S / sd[:, None] / sd
+    return torch.where((R.abs() > threshold) & ~torch.eye(len(R), dtype=torch.bool, device=R.device), R, 0.0)
+
+
+def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sparsity=60.0, steps=800, lr=0.02, seed=0,
+                             progress=iter):
+    """Total effect (P, N) of each target on every gene, under a linear structural equation model of expression.
+
+    x = W x_targets + F f + noise: targets (genes `nodes`, (P,)) act on all genes and on each other along W (N, P), hidden
+    factors (cell state, unseen regulators) along F. Silencing target p moves the genes by column p of (I - W)^-1. W must
+    explain two things at once, by maximum likelihood with an L1 penalty:
+      - how `cells` cells of one population co-vary: S (N, N), a correlation matrix, against L L' + noise;
+      - how far the training perturbations moved the means: shift (Q, N), with error variance noise (Q, N), in conditions
+        whose targets fell by knock (Q, P).
+    Co-variation alone cannot tell cause from effect; one knock-down of the upstream gene can.
+    """
+    P, N = len(nodes), len(S)
+    g = torch.Generator().manual_seed(seed)
+    B = torch.linalg.solve(S[nodes][:, nodes] + 0.1 * torch.eye(P).to(S), S[nodes]).T.contiguous()   # ridge regression on x_p
+    own = torch.zeros_like(B).index_put_((nodes, torch.arange(P, device=S.device)), S.new_ones(P))   # a gene is not its cause
+    F_ = torch.randn(N, factors, generator=g).to(S)
+    for _ in range(8):                                                      # leading directions of what the ridge leaves over
+        F_ = torch.linalg.qr(S @ F_ - 0.7 * B @ (S[nodes] @ F_))[0]
+    F_ = F_ * ((F_ * (S @ F_ - 0.7 * B @ (S[nodes] @ F_))).sum(0)).clamp_min(1e-6).sqrt()
+    W, F_ = (0.8 * B * (1 - own)).requires_grad_(), F_.requires_grad_()
+    log_d, log_psi = S.new_full((P,), -0.7).requires_grad_(), S.new_full((N,), -0.3).requires_grad_()
+    strength, spread = S.new_tensor(0.8).requires_grad_(), S.new_zeros(P).requires_grad_()
+    optimiser = torch.optim.Adam([W, F_, log_d, log_psi, strength, spread], lr=lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+
+    def total_effect():
+        edges = W * (1 - own)
+        settled = torch.linalg.inv(torch.eye(P).to(S) - edges[nodes])       # (P, P), of the targets on each other
+        return (edges @ settled).index_copy(0, nodes, settled)              # (N, P)
+
+    for _ in progress(range(steps)):
+        M = total_effect()
+        L = torch.cat([M * torch.exp(0.5 * log_d), F_], 1)
+        psi = torch.exp(log_psi) + 1e-3
+        scaled = L / psi[:, None]
+        inner = torch.eye(L.shape[1]).to(S) + L.T @ scaled                  # Woodbury: never an N x N inverse
+        likelihood = 0.5 * cells * (torch.logdet(inner) + torch.log(psi).sum() + (S.diagonal() / psi).sum()
+                                    - torch.linalg.solve(inner, scaled.T @ S @ scaled).trace())
+        moved = (knock * strength * torch.exp(spread)) @ M.T                # (Q, N)
+        misfit = 0.5 * ((moved - shift) ** 2 / noise).sum() + (spread ** 2).sum() / 0.18
+        optimiser.zero_grad()
+        (likelihood + misfit + sparsity * (W.abs().sum() + F_.abs().sum() / 3)).backward()
+        optimiser.step()
+        schedule.step()
+    return (total_effect() * strength).detach().T
+
+
+def structural_effects(S, cells, nodes, knock, shift, noise, folds=4, **options):
+    """Effects (P, N) by `fit_structural_equations`, each target's from fits that never saw it perturbed (cross-fitting).
+
+    A training target's row must be as good as an unseen one's, no better, or the encoder would learn to trust the network more
+    than it deserves. Targets of training conditions are dealt to folds; the rest get the mean over the fits.
+    """
+    perturbed = torch.nonzero((knock != 0).any(0)).squeeze(1)
+    shuffled = perturbed[torch.randperm(len(perturbed), generator=torch.Generator().manual_seed(0)).to(perturbed.device)]
+    parts = [part for part in shuffled.chunk(folds) if len(part)] or [shuffled]
+    fits = []
+    for part in parts:
+        seen = ~(knock[:, part] != 0).any(1)
+        fits.append(fit_structural_equations(S, cells, nodes, knock[seen], shift[seen], noise[seen], **options))
+    effects = torch.stack(fits).mean(0)
+    for part, fit in zip(parts, fits):
+        effects[part] = fit[part]
+    return effects
+
+
+# ======================================================================================================= 6  networks
+
+class Encoded(NamedTuple):
+    """What the encoder says of each distinct condition."""
+    level: torch.Tensor          # (C, N) shift of the mean level if expressed
+    logit: torch.Tensor          # (C, N) shift of the log odds of being expressed
+    z: torch.Tensor              # (C, embedding) for the trunks
+
+
+class PerturbationEncoder(nn.Module):
+    """A condition ((target, dose), ...), cell type -> how it shifts every gene. Runs once per distinct condition.
+
+    Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from
+    the gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per
+    (target, cell type), linear from there on, so that the effects of several targets add. In training the memory of a condition
+    is replaced, with probability `target_dropout`, by that of an `unknown` target. (Replaced, not zeroed: zero is reserved for
+    "no perturbation", or the origin of the sum would not be the controls.) A target never seen gets `expected`.
+    """
+
+    def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed):
+        super().__init__()
+        k = settings.embedding
+        self.dropout, self.label_dropout, self.dosed, self.n_types = (settings.target_dropout, settings.label_dropout,
+                                                                       dosed, n_types)
+        self.target, self.pair = nn.Embedding(n_targets + 1, k), nn.Embedding(n_targets * n_types, k)
+        self.hill = nn.Parameter(torch.tensor([0.0, 0.0]).repeat(n_targets, 1))           # log slope, log10 midpoint
+        self.memory = nn.Linear(k, 2 * n_genes, bias=False)
+        self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 16), nn.SiLU(), nn.Linear(16, 2 * channels))
+        for table in (self.target, self.pair):
+            nn.init.normal_(table.weight, std=0.3)
+        nn.init.zeros_(self.memory.weight)
+        nn.init.normal_(self.gain[2].weight, std=0.02)
+        nn.init.constant_(self.gain[2].bias, 0.4)
+        self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
+        self.register_buffer("seen_pair", torch.zeros(n_targets, n_types, dtype=torch.bool))
+        self.register_buffer("effects", torch.zeros(channels, n_targets, n_genes))
+
+    def expected(self):
+        """The memory (embedding,) of a target never seen: the mean over those seen, shrunk towards no effect.
+
+        By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance. (The learned
+        `unknown` is that mean without the shrinking.)
+        """
+        pair = self.pair.weight.unflatten(0, (-1, self.n_types)) * self.seen_pair[..., None]
+        z = (self.target.weight[:-1] + pair.sum(1) / self.seen_pair.sum(1, keepdim=True).clamp_min(1))[self.seen]
+        mean = z.mean(0)
+        chance = self.memory(z - mean).square().sum() / max(len(z) * (len(z) - 1), 1)
+        return mean * (1 - chance / self.memory(mean).square().sum().clamp_min(1e-12)).clamp_min(0)
+
+    def forward(self, conditions, model, generator=None):
+        """conditions: list of (((target index, dose), ...), cell type index) -> Encoded."""
+        device, C = self.effects.device, len(conditions)
+        rows = [(c, p, dose, k) for c, (targets, k) in enumerate(conditions) for p, dose in targets]
+        c, p, k = (torch.tensor([r[i] for r in rows], dtype=torch.long, device=device) for i in (0, 1, 3))
+        known = self.seen[p]
+        known_pair = known & (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
+        if self.training:
+            u = torch.rand(2, C, generator=generator, device=device)
+            known = known & (u[0] >= self.dropout)[c]
+            known_pair = known_pair & known & (u[1] >= self.label_dropout)[c]
+        unknown = self.target.weight[-1] if self.training else self.expected()
+        z = torch.where(known[:, None], self.target(p), unknown)
+        z = z + self.pair(p * self.n_types + k.clamp_max(self.n_types - 1)) * known_pair[:, None]
+        if self.dosed:                                                     # a Hill curve in the dose, for each drug
+            dose = torch.tensor([r[2] for r in rows], device=device)
+            slope, middle = self.hill[p].unbind(1)
+            z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - middle))[:, None]
+        z = torch.zeros(C, z.shape[1], device=device).index_add(0, c, z)
+        effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
+        effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
+        cell_type = torch.tensor([k for _, k in conditions], device=device)
+        gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type],
+                            model.level_scale.expand(C, -1)], -1)                                  # (C, N, 3)
+        e = effect.permute(1, 2, 0)
+        gain = self.gain(torch.cat([gene, e, e.abs().sqrt()], -1)).unflatten(-1, (2, -1))          # (C, N, 2, channels)
+        shift = (gain * e[:, :, None]).sum(-1) + self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)
+        return Encoded(shift[..., 0], shift[..., 1], z)
+
+
+class Trunk(nn.Module):
+    """A residual MLP of a cell's state, the time, the cell type's label and the condition: (B, inputs) -> (B, N)."""
+
+    def __init__(self, settings, inputs, n_genes, n_types):
+        super().__init__()
+        H = settings.width
+        self.register_buffer("frequency", 2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0]), persistent=False)
+        self.label = nn.Embedding(n_types + 1, 8)                                                  # the last: hidden
+        self.state, self.context = nn.Linear(inputs, H), nn.Linear(settings.embedding + 8 + 9, H)
+        self.block = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, H), nn.SiLU(), nn.Linear(H, H))
+        self.out = nn.Sequential(nn.LayerNorm(H), nn.SiLU(), nn.Linear(H, n_genes))
+        for p in self.out[2].parameters():
+            nn.init.zeros_(p)
+
+    def forward(self, state, t, label, z):
+        wave = t * self.frequency
+        context = torch.cat([z, self.label(label), t, wave.sin(), wave.cos()], 1)
+        h = F.silu(self.state(state) + self.context(context))
+        return self.out(h + self.block(h))
+
+
+class Departures(nn.Module):
+    """x_theta and d_theta with their encoder, for named genes, targets and cell types.
+
+    A cell type is known by what its controls are like (`add_cell_type`), besides its label: so a type without any perturbed
+    cells, or one that only appears when sampling, has all it needs.
+    """
+
+    def __init__(self, settings, genes, targets, cell_types, kind="gene", channels=1):
+        super().__init__()
+        N, K = len(genes), len(cell_types)
+        self.settings, self.kind = settings, kind
+        self.genes, self.targets, self.cell_types = list(genes), list(targets), list(cell_types)
+        self.n_labels = K                                                   # cell types added later have no label
+        position = {g: i for i, g in enumerate(self.genes)}
+        self.register_buffer("target_gene", torch.tensor([position.get(p, -1) for p in targets], dtype=torch.long))
+        for name in ("control_mean", "control_level", "control_fraction"):  # mean, mean if expressed, fraction expressing
+            self.register_buffer(name, torch.zeros(K, N))
+        self.register_buffer("gene_scale", torch.ones(N))                   # standard deviation within a group
+        self.register_buffer("level_scale", torch.ones(N))                  # the same, of the level if expressed
+        self.encoder = PerturbationEncoder(settings, N, len(targets), K, channels, dosed=kind == "drug")
+        self.x_trunk = Trunk(settings, 2 * N if settings.if_expressed else N, N, K)
+        self.d_trunk = Trunk(settings, N, N, K)
+        self.log_scale = nn.Parameter(torch.zeros(2, N))                    # skip gate: scales of x_0 and x_T, and their
+        self.correlation = nn.Parameter(torch.full((N,), 0.2))              # correlation (as atanh)
+        self.start_given_end = nn.Parameter(torch.tensor([[-0.1], [0.3]]).repeat(1, N))     # log odds of d_0 given d_T
+
+    def knock_down(self, target, cell_type):
+        """How far each target (R,) falls in its cell type (R,) when silenced: its mean, in standard deviations; else 1."""
+        gene = self.target_gene[target]
+        fall = -self.control_mean[cell_type, gene] / self.gene_scale[gene]
+        return torch.where(gene >= 0, fall, -1.0)
+
+    def gate(self, t):
+        """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
+
+        The skip gate is an improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by
+        gene, and a network with a bottleneck cannot make one.
+        """
+        s0, sT = self.log_scale.exp()
+        c = torch.tanh(self.correlation) * s0 * sT
+        variance = ((1 - t) * s0) ** 2 + 2 * t * (1 - t) * c + (t * sT) ** 2 + self.settings.sigma ** 2 * t * (1 - t)
+        return ((1 - t) * c + t * sT ** 2) / variance
+
+    def evidence(self, t, d, cell_type):
+        """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): the exact weight of one gene's own state in its posterior.
+
+        The skip gate of the discrete bridge. d_t is d_T with probability kappa, else d_0; it grows like -log(1 - kappa).
+        """
+        kappa = KAPPA[self.settings.kappa](t).clamp_max(1 - 1e-4)
+        prior = torch.logit(self.control_fraction[cell_type])
+        off, on = torch.sigmoid(prior + self.start_given_end[0]), torch.sigmoid(prior + self.start_given_end[1])
+        if_on = torch.log((kappa + (1 - kappa) * on) / ((1 - kappa) * off))
+        if_off = torch.log((1 - kappa) * (1 - on) / (kappa + (1 - kappa) * (1 - off)))
+        return torch.where(d == 1, if_on, if_off)
+
+    def predict_level(self, t, x, d, cell_type, label, condition):
+        """x_theta: the endpoint x_T (B, N) given x_t; with if-expressed levels it may look at what is on, d_t, only."""
+        start, scale = self.control_level[cell_type], self.level_scale
+        state = (x - start) / scale
+        if self.settings.if_expressed:
+            # Silent genes' levels are draws, which in training know nothing of the cell and in sampling do: hide them.
+            state = torch.cat([state * d, d], 1)
+        end = start + condition.level
+        residual = self.x_trunk(state, t, label, condition.z) * scale
+        if not self.settings.skip_gate:
+            return end + residual
+        return end + self.gate(t) * (x - (1 - t) * start - t * end) + residual
+
+    def predict_logit(self, t, d, cell_type, label, condition):
+        """d_theta: log odds (B, N) that each gene is on at T, given d_t."""
+        logit = torch.logit(self.control_fraction[cell_type]) + condition.logit
+        logit = logit + self.d_trunk(2 * d - 1, t, label, condition.z)
+        return logit + self.evidence(t, d, cell_type) if self.settings.skip_gate else logit
+
+    def label(self, cell_type, generator=None):
+        """The cell type's label for the trunks, hidden where it is not known and, in training, at random.
+
+        Label dropout is an improvement on the paper: x_0 already carries the cell type, and a label that was never seen perturbed
+        misleads.
+        """
+        hide = cell_type >= self.n_labels
+        if self.training:
+            u = torch.rand(cell_type.shape, generator=generator, device=cell_type.device)
+            hide = hide | (u < self.settings.label_dropout)
+        return torch.where(hide, self.n_labels, cell_type)
+
+    def add_cell_type(self, name, mean, level, fraction, cells):
+        """Describe a cell type by its control cells: (N,) statistics of `data.population_statistics`, from `cells` cells."""
+        if name not in self.cell_types:
+            self.cell_types.append(name)
+            for table in ("control_mean", "control_level", "control_fraction"):
+                setattr(self, table, F.pad(getattr(self, table), (0, 0, 0, 1)))
+        k = self.cell_types.index(name)
+        self.control_mean[k], self.control_level[k] = torch.as_tensor(mean), torch.as_tensor(level)
+        self.control_fraction[k] = (torch.as_tensor(fraction) * cells + 0.5) / (cells + 1)          # never exactly 0 or 1
+
+    def condition(self, targets, cell_type):
+        """Indices ((target, dose), ...), cell type of a condition named [(target, dose), ...], name.
+
+        Raises ValueError for a target of which nothing is known: not perturbed in training, and no effect in the network.
+        """
+        for target, _ in targets:
+            p = self.targets.index(target) if target in self.targets else None
+            if p is None or not (self.encoder.seen[p] or self.encoder.effects[:, p].any()):
+                measured = "measured, but no node of the network" if target in self.genes else "not among the measured genes"
+                raise ValueError(f"cannot predict '{target}': it was not perturbed in training, and it is "
+                                 + (measured if self.kind == "gene" else "a drug without a known structure"))
+        return tuple((self.targets.index(target), dose) for target, dose in targets), self.cell_types.index(cell_type)
+
+
+# =========================================================================================================== 7  loss
+
+def endpoint_loss(xT, predicted, dT):
+    """Eq. 9: squared error on the genes expressed at T, each cell's mean over them, then the mean over cells.
+
+    Cells that express none of the genes count as zero.
+    """
+    return (dT * (xT - predicted) ** 2).sum(1).div(dT.sum(1).clamp_min(1)).mean()
+
+
+def activation_loss(dT, logit):
+    """Eq. 14: cross-entropy of d_T, per gene and cell."""
+    return F.binary_cross_entropy_with_logits(logit, dT)
+
+
+def joint_loss(model, x0, xT, conditions, which, populations, values=None, generator=None):
+    """Eq. 9 and Eq. 14, whose sum is Eq. 15, on pairs (x0, xT) (B, N).
+
+    conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their
+    if-expressed values from.
+    """
+    settings = model.settings
+    d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
+    end = xT
+    if settings.if_expressed:
+        x0, end = (values.fill(x, populations[:, i], generator) for i, x in enumerate((x0, xT)))
+    t = torch.rand(len(x0), 1, generator=generator, device=x0.device)
+    xt = bridge_sample(x0, end, t, settings.sigma, generator)
+    dt = mixture_sample(d0, dT, t, settings.kappa, generator)
+    encoded = model.encoder(conditions, model, generator)
+    condition = Encoded(*(part[which] for part in encoded))
+    cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
+    label = model.label(cell_type, generator)
+    level = model.predict_level(t, xt, dt, cell_type, label, condition)
+    logit = model.predict_logit(t, dt, cell_type, label, condition)
+    return endpoint_loss(xT, level, dT), activation_loss(dT, logit)
+
+
+# ======================================================================================================== 8  sampler
+
+@torch.no_grad()
+def sample(model, x0, condition, values=None, generator=None, steps=None):
+    """Predicted cells from control cells x0 (B, N) of the condition's type: Eq. 16 to 18.
+
+    Returns (B, N) predicted expression x_T * d_T, and x_T itself, the level if expressed; both >= 0, as the released code's.
+    values: the controls' if-expressed values, one population per cell type of the model.
+    """
+    settings, steps = model.settings, steps or model.settings.steps
+    model.eval()
+    B, k = len(x0), condition[1]
+    encoded = model.encoder([condition], model)
+    encoded = Encoded(*(part.expand(B, -1) for part in encoded))
+    cell_type = torch.full((B,), k, device=x0.device)
+    label = model.label(cell_type)
+    x, d = x0, (x0 != 0).to(x0)
+    if settings.if_expressed:
+        x = values.fill(x0, cell_type, generator)
+    step = exact_bridge_step if settings.exact_step else euler_maruyama_step
+    for i in range(steps):
+        t, h = i / steps, 1 / steps
+        time = x.new_full((B, 1), t)
+        end = model.predict_level(time, x, d, cell_type, label, encoded)
+        p_on = torch.sigmoid(model.predict_logit(time, d, cell_type, label, encoded))
+        x = step(x, end, t, h, settings.sigma, generator)
+        d = ctmc_step(d, p_on, t, h, settings.kappa, generator)
+    level = x.clamp_min(0)
+    return level * d, level

@@ -1,0 +1,313 @@
+"""Score predicted cells against measured ones: a table beside honest baselines, metrics.json and figures.
+
+    python evaluate.py runs/x                                        the held-out conditions of a run
+    python evaluate.py runs/x --training                             its training conditions (sample.py runs/x --training)
+    python evaluate.py --predicted theirs.h5ad --data truth.h5ad     any model's cells
+
+theirs.h5ad: log1p X; obs with `condition` (such as KLF1+TGFBR2@k562), or `perturbation` and `cell_type`; the truth's gene names.
+
+One convention. The measured cells of a condition are split into random halves, 5 times. Every method is scored against the
+same half with as many cells as it holds, so that the finite-sample bias is the same for all; the floor is the other half.
+Gene sets: all, and the 20 and 40 genes of the largest Welch |t| of measured perturbed cells against controls.
+"""
+import argparse
+import json
+import os
+
+import matplotlib
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+import data
+from baselines import BASELINES
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+
+SPLITS = 5
+MEASURED, PREDICTED, CONTROLS = "#0072B2", "#D55E00", "#9A9A9A"             # Okabe and Ito: safe for colour-blind readers
+CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+def mean_distance(x, y, paired_with_self=False):
+    """Mean Euclidean distance between cells x (n, N) and y (m, N); of distinct cells where y is x."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    squared = (x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T
+    if paired_with_self:
+        np.fill_diagonal(squared, 0)
+    distance = np.sqrt(np.maximum(squared, 0))
+    return distance.sum() / (len(x) * (len(x) - 1)) if paired_with_self else distance.mean()
+
+
+def e_distance(x, y, squared=False):
+    """Energy distance of cells x (n, N) and y (m, N), n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)).
+
+    Unbiased within-group means (distinct cells); Szekely and Rizzo 2013; the root is the paper's released convention.
+    """
+    energy = max(0.0, 2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True))
+    return energy if squared else energy ** 0.5
+
+
+def emd(x, y):
+    """Mean over genes of the 1-D Wasserstein-1 distance between x (n, N) and y (m, N), in log1p units.
+
+    W1 is the area between the two quantile functions, which are constant between multiples of 1/n and 1/m.
+    """
+    x, y = np.sort(x, 0), np.sort(y, 0)
+    if len(x) == len(y):
+        return float(np.abs(x - y).mean(dtype=np.float64))
+    edges = np.unique(np.concatenate([[0.0], np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y)]).round(12))
+    middle = (edges[1:] + edges[:-1]) / 2
+    gaps = np.abs(x[(middle * len(x)).astype(int)] - y[(middle * len(y)).astype(int)])
+    return float((np.diff(edges) @ gaps.astype(np.float64)).mean())
+
+
+def activation_pcc(x, y):
+    """Pearson correlation over genes between the fractions of cells of x (n, N) and y (m, N) that express each (Table 2)."""
+    a, b = (x > 0).mean(0), (y > 0).mean(0)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
+
+
+METRICS = {"E-distance": e_distance, "EMD": emd, "activation PCC": activation_pcc}
+
+
+def gap_closed(score, control, floor):
+    """1 - (score - floor) / (control - floor): 0 no better than the controls, 1 as close as another half of the real cells."""
+    return 1 - (score - floor) / (control - floor) if control > floor else float("nan")
+
+
+def welch_t(x, y):
+    """|t| of each gene (N,) between x (n, N) and y (m, N), unequal variances; 0 where neither varies."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.abs(stats.ttest_ind(x, y, axis=0, equal_var=False).statistic), posinf=np.inf)
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+def score_condition(measured, controls, methods, rng):
+    """{method: {metric: {gene set: score}}} of one condition, each the mean over splits, and the genes ranked by |t|.
+
+    measured (n, N), controls (m, N), methods {name: cells or None}. The floor is added.
+    """
+    ranked = np.argsort(-welch_t(measured, controls), kind="stable")
+    sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40]}
+    half = len(measured) // 2
+    scores = {}
+    for _ in range(SPLITS):
+        order = rng.permutation(len(measured))
+        target = measured[order[:half]]
+        rivals = {name: x[rng.permutation(len(x))[:half]] for name, x in methods.items() if x is not None}
+        rivals["floor"] = measured[order[half:2 * half]]
+        for name, x in rivals.items():
+            for metric, f in METRICS.items():
+                for genes, columns in sets.items():
+                    scores.setdefault(name, {}).setdefault(metric, {}).setdefault(genes, []).append(
+                        f(x[:, columns], target[:, columns]))
+    mean = {name: {m: {g: float(np.mean(v)) for g, v in by_set.items()} for m, by_set in by_metric.items()}
+            for name, by_metric in scores.items()}
+    return mean, ranked
+
+
+def score(screen, predicted, seed=0):
+    """Score predicted {(perturbation, cell type): cells (n, N) sparse} and the baselines: a list of rows, one per condition."""
+    fitted = {name: baseline(screen) for name, baseline in BASELINES.items()}
+    rows, skipped = [], []
+    for key in tqdm(sorted(predicted), desc="scoring", unit="condition", leave=False):
+        measured = screen.dense(screen.groups[key])
+        model = predicted[key].toarray()
+        if len(measured) < 4 or len(model) < 2:
+            skipped.append("@".join(key))
+            continue
+        rng = np.random.default_rng([seed, len(rows)])
+        pool = rng.permutation(screen.controls(key[1]))
+        x0 = screen.dense(pool[np.arange(len(measured)) % len(pool)])
+        methods = {name: predict(*key, x0) for name, predict in fitted.items()}
+        scores, ranked = score_condition(measured, screen.dense(screen.controls(key[1])), {**methods, "model": model}, rng)
+        rows.append({"condition": "@".join(key), "cells": len(measured), "scores": scores,
+                     "top_genes": [str(g) for g in screen.genes[ranked[:20]]]})
+    if skipped:
+        print(f"not scored, fewer than 4 measured or 2 predicted cells: {', '.join(skipped)}")
+    if not rows:
+        raise data.InputError(f"{screen.source}: no condition with enough cells to score")
+    return rows
+
+
+def summarise(rows):
+    """{method: {metric: {gene set: {mean, sd, gap_closed, conditions}}}} over conditions.
+
+    Gap closed is that of the means, over the conditions that the method applies to, so that weak perturbations, whose own
+    gap is a division by almost nothing, weigh what they should.
+    """
+    summary = {}
+    for name in [*BASELINES, "model", "floor"]:
+        mine = [r["scores"] for r in rows if name in r["scores"]]
+        for metric in METRICS if mine else ():
+            for genes in ("all", "DE20", "DE40"):
+                x, control, floor = (np.array([s[m][metric][genes] for s in mine]) for m in (name, "control", "floor"))
+                entry = {"mean": float(np.nanmean(x)), "sd": float(np.nanstd(x)), "conditions": len(mine)}
+                if metric != "activation PCC":
+                    entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
+                summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
+    return summary
+
+
+def table(summary, n):
+    """The table that a person reads: raw scores, then the gap closed."""
+    lines = [f"{n} conditions; each method against the same half of the measured cells, {SPLITS} splits; E-distance is the root "
+             "of the unbiased energy distance;", "gap closed: 0 as far as the control cells, 1 as close as the other half of the "
+             "measured cells (the floor).", ""]
+    sets = ("all", "DE20", "DE40")
+    for value, metrics in (("mean", list(METRICS)), ("gap_closed", ["E-distance", "EMD"])):
+        titles = [m if value == "mean" else f"gap closed, {m}" for m in metrics]
+        lines.append(" " * 18 + "".join(f"{title:^27}" for title in titles))
+        lines.append(" " * 18 + "".join(f"{g:>9}" for _ in metrics for g in sets))
+        for name, scores in summary.items():
+            cells = "".join(f"{scores[m][g][value]:>9.3f}" for m in metrics for g in sets)
+            lines.append(f"{name:<18}{cells}" + _coverage(scores, n))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _coverage(scores, n):
+    applies = scores["E-distance"]["all"]["conditions"]
+    return "" if applies == n else f"  ({applies} of {n} conditions)"
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+def draw_violins(path, screen, row, predicted, n=10):
+    """Measured and predicted expression of a condition's top DE genes, split violins (the paper's Fig. 4)."""
+    key = tuple(row["condition"].rsplit("@", 1))
+    columns = [int(np.flatnonzero(screen.genes == g)[0]) for g in row["top_genes"][:n]]
+    measured, control = (screen.X[r][:, columns].toarray() for r in (screen.groups[key], screen.controls(key[1])))
+    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    at = np.arange(len(columns))
+    for x, side, colour in ((measured, "low", MEASURED), (predicted[key][:, columns].toarray(), "high", PREDICTED)):
+        parts = axis.violinplot([jittered(c) for c in x.T], at, widths=0.9, side=side, showextrema=False)
+        for body in parts["bodies"]:
+            body.set(facecolor=colour, alpha=0.85, edgecolor="white", linewidth=0.5)
+        offset = -0.12 if side == "low" else 0.12
+        axis.scatter(at + offset, x.mean(0), s=18, color="white", edgecolor=colour, linewidth=1.2, zorder=3)
+    axis.hlines(control.mean(0), at - 0.4, at + 0.4, color="black", linewidth=1, linestyle=(0, (2, 2)))
+    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=MEASURED), plt.Rectangle((0, 0), 1, 1, facecolor=PREDICTED),
+               plt.Line2D([], [], color="black", linewidth=1, linestyle=(0, (2, 2)))]
+    axis.legend(handles, ["measured", "predicted", "mean of controls"], frameon=False, ncols=3, loc="lower right",
+                bbox_to_anchor=(1, 1.0), borderaxespad=0)
+    axis.set_title(f"{row['condition']}: the {len(columns)} genes that change most", loc="left")
+    axis.set_xticks(at, [str(g) for g in screen.genes[columns]], rotation=35 if len(columns) > 6 else 0, ha="right")
+    axis.set(ylabel="expression (log1p)", ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def jittered(values):
+    """Values fit for a kernel density: a violin of constants has none."""
+    return values if values.std() > 1e-6 else values + np.linspace(0, 1e-2, len(values))
+
+
+def draw_pca(path, screen, rows, predicted):
+    """Measured (left) and predicted (right) cells in the two principal axes of the measured ones; one cell type."""
+    cell_type = rows[0]["condition"].rsplit("@", 1)[1]
+    keys = [k for k in (tuple(r["condition"].rsplit("@", 1)) for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
+    groups = [screen.dense(screen.groups[k]) for k in keys]
+    control = screen.dense(screen.controls(cell_type)[:500])
+    everything = np.concatenate([control, *groups])
+    centre = everything.mean(0)
+    axes_ = np.linalg.svd(everything - centre, full_matrices=False)[2][:2].T
+    share = ((everything - centre) @ axes_).var(0) / (everything - centre).var(0).sum()
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
+    for panel, title, cells in ((panels[0], "measured", groups), (panels[1], "predicted", [predicted[k].toarray() for k in keys])):
+        panel.scatter(*((control - centre) @ axes_).T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
+        for (perturbation, _), x, colour in zip(keys, cells, CONDITIONS):
+            at = (x - centre) @ axes_
+            panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
+            panel.scatter(*at.mean(0), s=110, marker="X", color=colour, edgecolor="black", linewidth=0.9, zorder=3)
+        panel.set(title=title, xlabel=f"PC 1 ({share[0]:.0%} of variance)")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title=f"{cell_type}; crosses: means", loc="outside right center", frameon=False, markerscale=1.8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+def read_predicted(path, screen):
+    """{(perturbation, cell type): cells (n, N) CSR} of an h5ad of predicted cells, its genes in the screen's order."""
+    adata = data.open_h5ad(path)
+    where = {str(g): i for i, g in enumerate(adata.var_names)}
+    names = screen.var_names if set(screen.var_names) <= set(where) else screen.genes
+    missing = [g for g in names if g not in where]
+    if missing:
+        raise data.InputError(f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such as {missing[0]}")
+    obs = adata.obs
+    if "perturbation" in obs and "cell_type" in obs:
+        label = obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
+    elif "condition" in obs:
+        label = obs["condition"].astype(str)
+    else:
+        raise data.InputError(f"{path}: needs obs columns perturbation and cell_type, or condition; it has {', '.join(obs) or 'none'}")
+    X, _ = data.log1p_csr(adata.X, path, counts=False)
+    X = X[:, [where[g] for g in names]]
+    out = {}
+    for name in label.unique():
+        if data.is_control(name.split("@")[0]):
+            continue
+        keys = data.resolve(screen, name)
+        if len(keys) > 1:
+            raise data.InputError(f"{path}: condition '{name}' names no cell type, and the truth has several; write {name}@TYPE")
+        out[keys.pop()] = X[(label == name).to_numpy()]
+    if not out:
+        raise data.InputError(f"{path}: holds no predicted cells of any condition")
+    return out
+
+
+def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0):
+    """Score, print the table, write metrics.json and figures; returns the summary."""
+    suffix = "_training" if training else ""
+    if run:
+        predicted, out = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad", out or run
+        if screen is None:
+            screen = data.prepare(**json.loads(data.open_h5ad(predicted).uns["departures"]["reading"]))
+    else:
+        screen = data.read_screen(path)
+        out = out or os.path.splitext(predicted)[0] + "_scores"
+    cells = read_predicted(predicted, screen)
+    if not run:
+        screen.held_out = set(cells)                                       # what was predicted is not for the baselines to see
+    rows = score(screen, cells, seed)
+    rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
+    summary = summarise(rows)
+    os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
+    with open(f"{out}/metrics{suffix}.json", "w") as f:
+        json.dump({"summary": summary, "conditions": rows, "splits": SPLITS}, f, indent=1)
+    strongest = rows[0]["condition"].replace("/", "_")
+    draw_violins(f"{out}/figures{suffix}/violin_{strongest}.png", screen, rows[0], cells)
+    draw_pca(f"{out}/figures{suffix}/pca.png", screen, rows, cells)
+    print(table(summary, len(rows)))
+    print(f"per condition: {out}/metrics{suffix}.json    figures: {out}/figures{suffix}/")
+    return summary
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", nargs="?", help="folder of a run of train.py")
+    add("--training", action="store_true", help="score the training conditions of the run")
+    add("--predicted", help="an h5ad of predicted cells")
+    add("--data", help="the h5ad of measured cells that they are scored against")
+    add("--out", help="folder for metrics.json and figures")
+    add("--seed", type=int, default=0, help="of the random halves (default 0)")
+    args = parser.parse_args()
+    if bool(args.run) == bool(args.predicted and args.data):
+        raise data.InputError("give a run, or --predicted and --data together")
+    evaluate_run(args.run, None, args.training, args.predicted, args.data, args.out, args.seed)
+
+
+if __name__ == "__main__":
+    data.run_script(main)

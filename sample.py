@@ -1,0 +1,217 @@
+"""Predict cells: a trained run + control cells -> predicted.h5ad.
+
+    python sample.py runs/x                                            every held-out condition
+    python sample.py runs/x --condition 'GATA1+KLF1@k562' --cells 500 --out cells.h5ad
+    python sample.py runs/x --data new.h5ad --condition STAT1          other controls, cell types never seen among them
+
+Each predicted cell starts at a real control cell of its type (obs["control_cell"]). The seed and the condition decide its random
+numbers, so the same run, seed and device give the same cells whatever else is sampled.
+"""
+import argparse
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from dataclasses import asdict
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from tqdm import tqdm
+
+import data
+from departures import ActiveValues, Departures, Settings, sample
+
+FORMAT = 1                                                                  # of the checkpoint; raise it when that changes
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+def write_checkpoint(run, model, settings, reading, state):
+    """runs/x/model.pt: tensors and plain values only, complete or not there at all."""
+    content = {"format": FORMAT, "settings": asdict(settings), "reading": reading, "genes": model.genes,
+               "targets": model.targets, "cell_types": model.cell_types, "kind": model.kind,
+               "channels": len(model.encoder.effects), "model": model.state_dict(), **state}
+    try:
+        torch.save(content, f"{run}/model.pt.tmp")
+        os.replace(f"{run}/model.pt.tmp", f"{run}/model.pt")
+    except (OSError, RuntimeError) as e:
+        raise data.InputError(f"{run}/model.pt: cannot be written ({e})") from e
+
+
+def read_checkpoint(run):
+    """The content of runs/x/model.pt. Nothing in it can run code: it is read with weights_only=True."""
+    path = f"{run}/model.pt"
+    if not os.path.exists(path):
+        raise data.InputError(f"{path}: no such file; {run} is not a run of train.py")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as e:
+        raise data.InputError(f"{path}: truncated, or not a checkpoint ({str(e).strip().splitlines()[0]}); train again") from e
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        version = content.get("format") if isinstance(content, dict) else None
+        raise data.InputError(f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again")
+    return content
+
+
+def model_of(content, device):
+    """The Departures that a checkpoint holds."""
+    model = Departures(Settings(**content["settings"]), content["genes"], content["targets"], content["cell_types"],
+                       content["kind"], content["channels"])
+    model.load_state_dict(content["model"])
+    return model.to(device)
+
+
+def check_device(device):
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise data.InputError(f"--device {device}: not available here ({str(e).splitlines()[0]}); use --device cpu") from e
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+def describe_cell_type(model, cell_type, X, elsewhere):
+    """Tell the model what a type's controls X (cells, N) are like; genes they never express take the level `elsewhere` (N,)."""
+    mean, level, fraction, _ = data.population_statistics(X)
+    model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, X.shape[0])
+
+
+def predict(model, screen, perturbation, cell_type, n, values, seed, device, batch=512):
+    """n cells of a condition: (X, if-expressed levels) each (n, N) CSR, and the rows of the controls they started from."""
+    condition = model.condition(data.targets_of(perturbation, model.kind), str(cell_type))
+    own = zlib.crc32(f"{seed} {perturbation}@{cell_type}".encode())        # not hash(): that changes from process to process
+    rng = np.random.default_rng(own)
+    controls = screen.controls(cell_type)
+    rounds = [rng.permutation(controls) for _ in range(-(-n // len(controls)))]    # every control once before any is used again
+    rows = np.concatenate(rounds)[:n]
+    generator = torch.Generator(device).manual_seed(own)
+    parts = [sample(model, torch.from_numpy(screen.dense(part)).to(device), condition, values, generator)
+             for part in np.array_split(rows, -(-n // batch))]
+    X, level = (sparse.csr_matrix(torch.cat(p).cpu().numpy()) for p in zip(*parts))
+    return X, level, rows
+
+
+def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None, with_controls=False, training=False,
+               screen=None):
+    """Sample conditions of a run into an h5ad; returns its path. By default every held-out one, as many cells as were measured."""
+    content = read_checkpoint(run)
+    settings = Settings(**content["settings"])
+    seed = settings.seed if seed is None else seed
+    model = model_of(content, device)
+    screen = screen or _screen(content, path)
+    level = data.population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
+    for t in screen.cell_types:
+        if path or t not in model.cell_types:
+            describe_cell_type(model, str(t), screen.X[screen.controls(t)], level)
+    known = [t for t in model.cell_types if (data.CONTROL, t) in screen.groups]
+    table = ActiveValues(*data.active_values(screen.X, [screen.controls(t) for t in known]), device)
+    place = torch.tensor([known.index(t) if t in known else 0 for t in model.cell_types], device=device)
+    table.start, table.count = table.start[place], table.count[place]      # one population per cell type of the model
+    wanted = [c for name in conditions for c in asked(screen, model, name)] or sorted(
+        k for k in screen.groups if k[0] != data.CONTROL and (k in screen.held_out) != training)
+    for p, t in wanted:
+        try:
+            model.condition(data.targets_of(p, model.kind), str(t))
+        except ValueError as e:
+            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or train with --grn EDGES.csv") from e
+    parts = []
+    for p, t in tqdm(wanted, desc="sampling", unit="condition", leave=False):
+        n = cells or len(screen.groups.get((p, t), range(200)))
+        parts.append((p, t, *predict(model, screen, p, t, n, table, seed, device)))
+    out = out or f"{run}/{'training' if training else 'predicted'}.h5ad"
+    write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
+                                                       "reading": json.dumps(content["reading"]), "controls": screen.source},
+                    with_controls)
+    if parts:
+        print(f"{sum(len(x[4]) for x in parts):,} predicted cells of {len(parts)} conditions: {out}")
+    else:
+        print(f"no held-out conditions: {out} holds no cells; name some with sample.py {run} --condition")
+    return out
+
+
+def asked(screen, model, name):
+    """The (perturbation, cell type) pairs that a condition's name means, whether or not anybody measured them."""
+    perturbation, at, cell_type = name.rpartition("@")
+    if not at or (cell_type not in screen.cell_types and cell_type not in model.cell_types):
+        perturbation, cell_type = name, None
+    elif cell_type not in screen.cell_types:
+        raise data.InputError(f"{screen.source}: no control cells of type '{cell_type}' to start '{name}' from")
+    if model.kind == "gene":
+        perturbation = "+".join(sorted(perturbation.split("+")))
+    try:
+        data.targets_of(perturbation, model.kind)
+    except ValueError as e:
+        raise data.InputError(f"--condition {name}: the dose must be a number") from e
+    return [(perturbation, t) for t in screen.cell_types if cell_type in (None, t)]
+
+
+def _screen(content, path):
+    """The run's own screen, or other control cells with the run's genes in the run's order."""
+    if not path:
+        return data.prepare(**content["reading"])
+    screen = data.read_screen(path, **{c: content["reading"].get(c) for c in data.COLUMNS if c != "split_column"})
+    position = {g: i for i, g in enumerate(screen.genes)}
+    missing = [g for g in content["genes"] if g not in position]
+    if missing:
+        raise data.InputError(f"{path}: lacks {len(missing):,} of the run's {len(content['genes']):,} genes, such as {missing[0]}")
+    return data.take_genes(screen, [position[g] for g in content["genes"]])
+
+
+def write_predicted(path, screen, parts, kind, about, with_controls):
+    """predicted.h5ad, as DESIGN section 5 describes it."""
+    blocks, levels, tables = [sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)], [], []
+    for p, t, X, level, rows in parts:
+        blocks.append(X)
+        levels.append(level)
+        tables.append(pd.DataFrame({"perturbation": p, "cell_type": t, "condition": f"{p}@{t}",
+                                    "control_cell": screen.cells[rows], "is_predicted": True}))
+    if with_controls:
+        rows = np.flatnonzero(screen.perturbation == data.CONTROL)
+        blocks.append(screen.X[rows])
+        levels.append(screen.X[rows])
+        tables.append(pd.DataFrame({"perturbation": data.CONTROL, "cell_type": screen.cell_type[rows],
+                                    "condition": [f"{data.CONTROL}@{t}" for t in screen.cell_type[rows]],
+                                    "control_cell": screen.cells[rows], "is_predicted": False}))
+    columns = ["perturbation", "cell_type", "condition", "control_cell", "is_predicted"]
+    obs = pd.concat([pd.DataFrame(columns=columns), *tables], ignore_index=True)
+    if kind == "drug":
+        obs["dose"] = [dict(data.targets_of(p, kind)).popitem()[1] if p != data.CONTROL else np.nan for p in obs["perturbation"]]
+        obs["dose"] = obs["dose"].astype(float)
+    obs["is_predicted"] = obs["is_predicted"].astype(bool)
+    for column in columns[:3]:
+        obs[column] = pd.Categorical(obs[column])
+    obs["control_cell"] = obs["control_cell"].astype(str)
+    obs.index = [f"{'predicted' if made else 'control'}_{i}" for i, made in enumerate(obs["is_predicted"])]
+    var = pd.DataFrame({"gene_name": screen.genes}, index=screen.var_names)
+    adata = anndata.AnnData(sparse.vstack(blocks).tocsr().astype(np.float32), obs=obs, var=var)
+    adata.layers["if_expressed"] = sparse.vstack([blocks[0], *levels]).tocsr().astype(np.float32)
+    adata.uns["departures"] = about
+    data.write_h5ad(adata, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", help="folder of a run of train.py")
+    add("--condition", action="append", default=[], help="what to predict: A, A+B or drug:dose, with @celltype for one type only")
+    add("--cells", type=int, help="cells per condition (default: as many as were measured, else 200)")
+    add("--out", help="the h5ad to write (default RUN/predicted.h5ad)")
+    add("--data", help="an h5ad of other control cells to start from")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
+    add("--seed", type=int, help="of the samples (default: the run's)")
+    add("--with-controls", action="store_true", help="copy the real controls in, for Scanpy and cell-eval")
+    add("--training", action="store_true", help="every training condition instead, into RUN/training.h5ad")
+    args = parser.parse_args()
+    if args.cells is not None and args.cells < 1:
+        raise data.InputError(f"--cells must be positive, not {args.cells}")
+    check_device(args.device)
+    sample_run(args.run, args.device, args.condition, args.cells, args.out, args.data, args.seed, args.with_controls,
+               args.training)
+
+
+if __name__ == "__main__":
+    data.run_script(main)

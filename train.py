@@ -1,0 +1,347 @@
+"""Train Departures on a perturbation screen, then sample and score every held-out condition.
+
+    python train.py                                      simulates a screen first
+    python train.py --data f.h5ad --test 'KLF1+TGFBR2@k562' --out runs/x
+    python train.py --resume runs/x                      continues after the last complete epoch
+
+A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad, metrics.json, figures/.
+In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the transport plans,
+unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; seconds is the epoch's time.
+"""
+import argparse
+import csv
+import math
+import os
+import time
+from dataclasses import asdict, fields
+from functools import partial
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import data
+import evaluate
+import sample
+import toy_data
+from departures import (ActiveValues, Departures, Settings, coexpression_network, joint_loss, pair, propagate,
+                        structural_effects)
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+
+LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "seconds")
+
+
+# ------------------------------------------------------------------------------------------------ from screen to model
+
+def build(screen, settings, device, also=()):
+    """An untrained Departures that knows the screen's control populations and its gene network.
+
+    also: measured genes that nobody perturbed but that somebody will ask for; they become nodes of the network.
+    """
+    for gene in also:
+        if gene not in screen.genes:
+            raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
+    edges = None if settings.grn in ("structural", "coexpression", "none") else read_edges(settings.grn)
+    targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also)
+    torch.manual_seed(settings.seed)
+    model = Departures(settings, screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types)),
+                       screen.kind, channels=1 + (edges is not None))
+    groups = screen.training_groups()
+    _, level, _, variance = data.population_statistics(screen.X[np.concatenate(list(groups.values()))])
+    for t in model.cell_types:
+        sample.describe_cell_type(model, t, screen.X[screen.controls(t)], level)
+    scale = torch.as_tensor(np.sqrt(variance).clip(0.05))
+    model.level_scale.copy_(scale)
+    model.log_scale.data.copy_(scale.log().expand(2, -1))
+    for p, t in groups:
+        for target, _ in data.targets_of(p, screen.kind):
+            i = model.targets.index(target)
+            model.encoder.seen[i] = model.encoder.seen_pair[i, model.cell_types.index(t)] = True
+    model.to(device)
+    if screen.kind == "gene" and settings.grn != "none":
+        model.encoder.effects[0] = network_effects(model, screen, settings)
+    if edges is not None:
+        model.encoder.effects[1] = edge_effects(model, edges)
+    return model
+
+
+def network_effects(model, screen, settings):
+    """What the cells say each target does to every gene, (P, N): section 5 of departures.py. Zero for targets not measured."""
+    groups, device = screen.training_groups(), model.gene_scale.device
+    effects = torch.zeros_like(model.encoder.effects[0])
+    measured = torch.nonzero(model.target_gene >= 0).squeeze(1)
+    S, cells = within_covariance(screen, groups.values())
+    sd = np.sqrt(np.diag(S)).clip(1e-3)
+    model.gene_scale.copy_(torch.as_tensor(sd))
+    if not len(measured):
+        return effects
+    if settings.grn == "coexpression":
+        S, _ = within_covariance(screen, [screen.controls(t) for t in screen.cell_types])
+        S = torch.as_tensor(S, dtype=torch.float32, device=device)
+        effects[measured] = propagate(coexpression_network(S), model.target_gene[measured])
+        return effects
+    R = torch.as_tensor(S / sd[:, None] / sd, dtype=torch.float32, device=device)
+    effects[measured] = structural_effects(
+        R, cells, model.target_gene[measured], *knock_down_evidence(model, screen, measured, sd), seed=settings.seed,
+        factors=settings.grn_factors, sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
+    return effects
+
+
+def within_covariance(screen, groups):
+    """Covariance (N, N) of the genes around their own group's mean, pooled over groups, and the number of cells.
+
+    Dense blocks of at most 4,096 cells: memory is N^2, not cells x N.
+    """
+    S, cells = 0.0, 0
+    for rows in groups:
+        mean = np.asarray(screen.X[rows].mean(0), np.float32).ravel()
+        for block in np.array_split(rows, max(1, len(rows) // 4096)):
+            Z = screen.dense(block) - mean
+            S = S + Z.T @ Z
+        cells += len(rows)
+    return np.asarray(S, np.float64) / cells, cells
+
+
+def knock_down_evidence(model, screen, measured, sd):
+    """What training perturbations did to the means: knock (Q, P), shift (Q, N) and its error variance, in units of sd (N,).
+
+    A row for each training condition whose targets are all measured; measured (P,) indexes the model's targets.
+    """
+    place = {model.targets[i]: n for n, i in enumerate(measured.tolist())}
+    controls = {t: data.mean_and_variance(screen.X[screen.controls(t)]) for t in screen.cell_types}
+    knock, shift, noise = [], [], []
+    for (p, t), rows in screen.training_groups().items():
+        nodes = [place.get(target) for target, _ in data.targets_of(p, screen.kind)]
+        if not nodes or None in nodes:
+            continue
+        mean, variance = data.mean_and_variance(screen.X[rows])
+        mean0, variance0 = controls[t]
+        fall = model.knock_down(measured[nodes], torch.full_like(measured[nodes], model.cell_types.index(t))).cpu().numpy()
+        knock.append(np.bincount(nodes, fall, minlength=len(measured)))
+        shift.append((mean - mean0) / sd)
+        # The 0.003 is the model's own error: effects are not linear, so no mean is known to better than 0.05 sd.
+        noise.append((variance / len(rows) + variance0 / len(screen.controls(t))) / sd ** 2 + 0.003)
+    tables = ((knock, len(measured)), (shift, len(sd)), (noise, len(sd)))
+    return [torch.as_tensor(np.reshape(a, (-1, n)), dtype=torch.float32, device=model.gene_scale.device) for a, n in tables]
+
+
+def read_edges(path):
+    """A user's network: CSV with columns source, target and, if they have one, weight."""
+    try:
+        edges = pd.read_csv(path)
+    except (OSError, ValueError) as e:
+        raise data.InputError(f"--grn {path}: not structural, coexpression or none, nor a readable CSV ({e})") from e
+    if not {"source", "target"} <= set(edges):
+        raise data.InputError(f"{path}: an edge list needs the columns source and target; it has {', '.join(edges)}")
+    if "weight" not in edges:
+        edges["weight"] = 1.0
+    if not pd.api.types.is_numeric_dtype(edges["weight"]) or edges["weight"].isna().any():
+        raise data.InputError(f"{path}: the column weight must be a number in every row")
+    return edges
+
+
+def edge_effects(model, edges):
+    """Effects (P, N) of silencing each target along a user's edges, which may pass through genes outside the panel."""
+    names = sorted({*model.genes, *model.targets, *edges["source"].astype(str), *edges["target"].astype(str)})
+    index = {name: i for i, name in enumerate(names)}
+    W = torch.zeros(len(names), len(names))
+    W[[index[g] for g in edges["target"].astype(str)], [index[g] for g in edges["source"].astype(str)]] = torch.tensor(
+        edges["weight"].to_numpy(np.float32))
+    reached = propagate(W, torch.tensor([index[p] for p in model.targets]))
+    return reached[:, [index[g] for g in model.genes]].to(model.gene_scale.device)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+def draw_pairs(screen, groups, settings, generator, device):
+    """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error of every plan.
+
+    Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half
+    paired with the other (null pairs, an improvement on the paper: they make "no perturbation" the origin of every effect).
+    """
+    sources, ends, which, errors = [], [], [], []
+    for g, (p, t) in enumerate(groups):
+        rows = screen.groups[p, t]
+        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        pool = screen.controls(t)
+        if p == data.CONTROL:
+            if not settings.null_pairs:
+                continue
+            pool, rows = rows[:len(rows) // 2], rows[len(rows) // 2:]
+        for batch in np.array_split(rows, math.ceil(len(rows) / settings.pairing_batch)):
+            take = torch.randperm(max(len(pool), len(batch)), generator=generator).numpy()[:len(batch)] % len(pool)
+            xT, x0 = (torch.from_numpy(screen.dense(r)).to(device) for r in (batch, pool[take]))
+            partner, error = pair(xT, x0, settings, generator_for(device, generator))
+            sources.append(pool[take][partner.cpu().numpy()])
+            ends.append(batch)
+            which.append(np.full(len(batch), g))
+            errors.append(error)
+    return np.concatenate(sources), np.concatenate(ends), np.concatenate(which), np.array(errors)
+
+
+def generator_for(device, generator):
+    """A generator on the device, seeded from a CPU one (which is returned as it is on the CPU)."""
+    if torch.device(device).type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+
+
+def train(model, screen, settings, out, state, device, save):
+    """Train from state["epoch"] to the end; save(state) after every epoch. Each epoch has its own seed, so a resumed run is
+    the same run."""
+    groups = list(screen.training_groups())
+    values = ActiveValues(*data.active_values(screen.X, [screen.groups[g] for g in groups]), device)
+    conditions = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups]
+    control_of = torch.tensor([groups.index((data.CONTROL, t)) for _, t in groups])
+    n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups
+            if settings.null_pairs or p != data.CONTROL)
+    steps = math.ceil(n / settings.batch)
+    epochs = settings.epochs or max(5, math.ceil(2500 / steps))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
+    if state["optimiser"]:
+        optimiser.load_state_dict(state["optimiser"])
+    progress = tqdm(total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step", mininterval=0.5)
+    for epoch in range(state["epoch"], epochs):
+        started = time.time()
+        cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
+        generator = generator_for(device, cpu)
+        sources, ends, which, errors = draw_pairs(screen, groups, settings, cpu, device)
+        losses = torch.zeros(2, device=device)
+        model.train()
+        order = torch.randperm(len(ends), generator=cpu).numpy()
+        batches = np.array_split(order, math.ceil(len(order) / settings.batch))
+        for i, b in enumerate(batches):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
+            x0, xT = (torch.from_numpy(screen.dense(rows[b])).to(device) for rows in (sources, ends))
+            distinct, place = np.unique(which[b], return_inverse=True)
+            populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
+            level, activation = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
+                                           torch.as_tensor(place, device=device), populations, values, generator)
+            optimiser.zero_grad()
+            (level + activation).backward()                                # Eq. 15
+            optimiser.step()
+            losses += torch.stack([level, activation]).detach() / len(batches)
+            progress.update()
+        state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
+        state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((errors > 0.01).sum()), float(errors.max()),
+                             time.time() - started])
+        progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
+        save(state)
+        write_log(out, state["log"])
+    progress.close()
+    loose = sum(row[4] for row in state["log"])
+    if loose:
+        print(f"warning: Sinkhorn left {loose:,} of {sum(r[3] for r in state['log']):,} plans more than 1 % off their marginals "
+              f"(worst {max(r[5] for r in state['log']):.2g}); a larger --epsilon converges faster")
+
+
+def write_log(out, log):
+    with open(f"{out}/log.csv", "w", newline="") as f:
+        csv.writer(f).writerows([LOG, *log])
+    epoch, endpoint, activation = np.array(log)[:, :3].T
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, y, title, unit in ((axes[0], endpoint, "Expression bridge (Eq. 9)", "squared error on expressed genes"),
+                                 (axes[1], activation, "Activation bridge (Eq. 14)", "cross-entropy (nats per gene)")):
+        axis.plot(epoch, y, color="#0072B2", marker="o" if len(epoch) < 3 else None)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(f"{out}/loss.png", dpi=120)
+    plt.close(figure)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", help="h5ad of the screen; without it one is simulated")
+    add("--test", action="append", default=[], help="condition to hold out: A, A+B, drug:dose, with @celltype for one type only")
+    add("--out", help="folder of the run (default: runs/NAME)")
+    add("--resume", metavar="RUN", help="continue an interrupted run")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
+    add("--paper", action="store_true", help="the paper's literal method: the five improvements off, co-expression network")
+    add("--also", action="append", default=[], help="a measured gene that nobody perturbed, to be predicted later")
+    for name, text in data.COLUMNS.items():
+        add("--" + name.replace("_", "-"), help=text)
+    for f in fields(Settings):
+        more = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
+        if "choices" in f.metadata:
+            more["choices"] = f.metadata["choices"]
+        add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f"{f.metadata['help']} (default {f.default})", **more)
+    return parser.parse_args()
+
+
+def new_run(args):
+    """(folder, reading arguments, settings) of a run that does not exist yet; simulates the screen if no file is named."""
+    settings = Settings().as_in_the_paper() if args.paper else Settings()
+    for f in fields(Settings):
+        setattr(settings, f.name, getattr(args, f.name, getattr(settings, f.name)))
+    check(settings)
+    name = os.path.splitext(os.path.basename(args.data))[0] if args.data else "simulated"
+    out = args.out or next(p for p in (f"runs/{name}{s}" for s in ["", *(f"-{i}" for i in range(2, 9999))]) if not os.path.exists(p))
+    if os.path.exists(f"{out}/model.pt"):
+        raise data.InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
+    path = args.data or f"{out}/screen.h5ad"
+    reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
+               "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}
+    if args.data:
+        screen = data.prepare(**reading)                                   # before the folder is made: a bad file leaves nothing
+    os.makedirs(out, exist_ok=True)
+    if not args.data:
+        print(f"no --data: simulating a screen into {path}")
+        data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
+        screen = data.prepare(**reading)
+    return out, reading, settings, screen
+
+
+def check(settings):
+    """Refuse settings that cannot work, in one line."""
+    for name in ("steps", "batch", "width", "embedding", "pairing_batch", "sigma", "learning_rate", "grn_factors"):
+        if getattr(settings, name) <= 0:
+            raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
+    try:
+        fine = settings.epsilon == "bridge" or float(settings.epsilon) > 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise data.InputError(f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}")
+    if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
+        raise data.InputError("--epsilon bridge is defined for --cost sqeuclidean only")
+
+
+def main():
+    args = parse()
+    sample.check_device(args.device)
+    if args.resume:
+        checkpoint = sample.read_checkpoint(args.resume)
+        out, reading, settings = args.resume, checkpoint["reading"], Settings(**checkpoint["settings"])
+        screen = data.prepare(**reading)
+        model = sample.model_of(checkpoint, args.device)
+        state = {key: checkpoint[key] for key in ("epoch", "optimiser", "log")}
+    else:
+        out, reading, settings, screen = new_run(args)
+        model = build(screen, settings, args.device, args.also)
+        state = {"epoch": 0, "optimiser": None, "log": []}
+    print("\n".join(screen.found))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"model: {parameters:,} parameters; run: {out}")
+    save = partial(sample.write_checkpoint, out, model, settings, reading)
+    save(state)
+    try:
+        train(model, screen, settings, out, state, args.device, save)
+    except KeyboardInterrupt:
+        print(f"\nstopped after {state['epoch']} complete epochs; continue with: python train.py --resume {out}")
+        raise SystemExit(130) from None
+    sample.sample_run(out, args.device, screen=screen)
+    if screen.held_out:
+        evaluate.evaluate_run(out, screen=screen)
+
+
+if __name__ == "__main__":
+    data.run_script(main)
