@@ -127,7 +127,7 @@ def open_h5ad(path):
         return anndata.read_h5ad(path)
     except PermissionError as e:
         raise InputError(f"{path}: permission denied") from e
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, anndata.io.AnnDataReadError) as e:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
         reason = str(e).strip().split("\n")[0]
         raise InputError(f"{path}: cannot be read as an h5ad ({reason}); write it with AnnData's write_h5ad") from e
 
@@ -241,8 +241,8 @@ def _canonical(label, dose, kind, control, symbols):
     """The canonical perturbation of each cell."""
     unique = np.unique(label)
     if kind == "gene":
-        known = set(symbols) | set(unique)
-        names = {x: CONTROL if x == control or is_control(x) else _gene_names(x, known) for x in unique}
+        known = set(symbols), set(unique)
+        names = {x: CONTROL if x == control or is_control(x) else _gene_names(x, *known) for x in unique}
         return np.array([names[x] for x in label])
     out = np.where([x == control for x in label], CONTROL, label).astype(object)
     if dose is not None:
@@ -251,11 +251,12 @@ def _canonical(label, dose, kind, control, symbols):
     return out.astype(str)
 
 
-def _gene_names(label, known):
-    """`X+ctrl` -> X; `B+A` and scPerturb's `B_A` -> A+B; a guide such as `KLF1_2` or `sgKLF1-1` -> KLF1."""
+def _gene_names(label, symbols, labels):
+    """`X+ctrl` -> X; `B+A` and scPerturb's `B_A` -> A+B; a guide such as `KLF1_2` or `sgKLF1-1` -> KLF1, if that is known."""
     parts = [p for p in label.split("+") if not is_control(p)]
-    if len(parts) == 1 and parts[0] == label and (label not in known or "_" in label):
+    if parts == [label] and label not in symbols:
         pieces = [p for p in label.split("_") if not is_control(p) and not re.fullmatch(r"(sg|g|guide)?\d+", p)]
+        known = symbols | (labels - {label})
         pieces = [p if p in known else re.sub(r"^sg|-\d+$", "", p) for p in pieces]
         if pieces and all(p in known for p in pieces):
             parts = pieces

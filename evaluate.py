@@ -194,9 +194,8 @@ def draw_violins(path, screen, row, predicted, n=10):
     axis.hlines(control.mean(0), at - 0.4, at + 0.4, color="black", linewidth=1, linestyle=(0, (2, 2)))
     handles = [plt.Rectangle((0, 0), 1, 1, facecolor=MEASURED), plt.Rectangle((0, 0), 1, 1, facecolor=PREDICTED),
                plt.Line2D([], [], color="black", linewidth=1, linestyle=(0, (2, 2)))]
-    axis.legend(handles, ["measured", "predicted", "mean of controls"], frameon=False, ncols=3, loc="lower right",
-                bbox_to_anchor=(1, 1.0), borderaxespad=0)
-    axis.set_title(f"{row['condition']}: the {len(columns)} genes that change most", loc="left")
+    figure.legend(handles, ["measured", "predicted", "mean of controls"], frameon=False, ncols=3, loc="outside lower center")
+    axis.set_title(f"{row['condition']}: the {len(columns)} genes that change most; circles: means", loc="left")
     axis.set_xticks(at, [str(g) for g in screen.genes[columns]], rotation=35 if len(columns) > 6 else 0, ha="right")
     axis.set(ylabel="expression (log1p)", ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)

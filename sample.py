@@ -113,11 +113,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     table.start, table.count = table.start[place], table.count[place]      # one population per cell type of the model
     wanted = [c for name in conditions for c in asked(screen, model, name)] or sorted(
         k for k in screen.groups if k[0] != data.CONTROL and (k in screen.held_out) != training)
-    for p, t in wanted:
-        try:
-            model.condition(data.targets_of(p, model.kind), str(t))
-        except ValueError as e:
-            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or train with --grn EDGES.csv") from e
+    check_predictable(model, screen, wanted)
     parts = []
     for p, t in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         n = cells or len(screen.groups.get((p, t), range(200)))
@@ -131,6 +127,15 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     else:
         print(f"no held-out conditions: {out} holds no cells; name some with sample.py {run} --condition")
     return out
+
+
+def check_predictable(model, screen, conditions):
+    """Refuse, in one line, the first condition with a target of which the model can know nothing."""
+    for p, t in sorted(conditions):
+        try:
+            model.condition(data.targets_of(p, model.kind), str(t))
+        except ValueError as e:
+            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or train with --grn EDGES.csv") from e
 
 
 def asked(screen, model, name):

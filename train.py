@@ -292,9 +292,9 @@ def new_run(args):
                "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}
     if args.data:
         screen = data.prepare(**reading)                                   # before the folder is made: a bad file leaves nothing
-    os.makedirs(out, exist_ok=True)
-    if not args.data:
+    else:
         print(f"no --data: simulating a screen into {path}")
+        os.makedirs(out, exist_ok=True)
         data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
         screen = data.prepare(**reading)
     return out, reading, settings, screen
@@ -327,6 +327,8 @@ def main():
     else:
         out, reading, settings, screen = new_run(args)
         model = build(screen, settings, args.device, args.also)
+        sample.check_predictable(model, screen, screen.held_out)           # before hours of training, not after
+        os.makedirs(out, exist_ok=True)
         state = {"epoch": 0, "optimiser": None, "log": []}
     print("\n".join(screen.found))
     parameters = sum(p.numel() for p in model.parameters())

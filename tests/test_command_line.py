@@ -1,0 +1,203 @@
+"""The scripts as a user runs them: one tiny screen from simulation to scores, then everything that may go wrong."""
+import json
+import os
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import sample
+import toy_data
+import train
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = ["--epochs", "2", "--width", "32", "--embedding", "8", "--steps", "5"]
+
+
+def run(script, *args, cwd):
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "2"}
+    return subprocess.run([sys.executable, f"{ROOT}/{script}", *map(str, args)], cwd=cwd, capture_output=True, text=True,
+                          env=environment, timeout=300)
+
+
+def done(*args, cwd):
+    result = run(*args, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A screen of 600 cells and a run of two epochs on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    toy_data.simulate_screen(40, 5, 600, seed=3).write_h5ad(folder / "tiny.h5ad")
+    (folder / "train.txt").write_text(done("train.py", "--data", "tiny.h5ad", "--out", "run", *TINY, cwd=folder))
+    return folder
+
+
+def test_train_leaves_a_complete_run_and_prints_the_table(folder):
+    assert {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "metrics.json", "figures"} <= set(os.listdir(folder / "run"))
+    assert sorted(p.split("_")[0] for p in os.listdir(folder / "run/figures")) == ["pca.png", "violin"]
+    printed = (folder / "train.txt").read_text()
+    for row in ("control", "perturbed mean", "linear knock-out", "model", "floor", "gap closed", "run/figures"):
+        assert row in printed
+    assert len((folder / "run/log.csv").read_text().splitlines()) == 3
+
+
+def test_checkpoint_loads_as_plain_values(folder):
+    content = torch.load(folder / "run/model.pt", weights_only=True)
+    assert content["settings"]["steps"] == 5 and content["epoch"] == 2
+
+
+def test_predicted_cells_are_what_the_design_says(folder):
+    adata = anndata.read_h5ad(folder / "run/predicted.h5ad")
+    truth = data.prepare(str(folder / "tiny.h5ad"))
+    assert (adata.X.data > 0).all() and adata.X.dtype == np.float32 and adata.is_view is False
+    assert list(adata.var_names) == list(truth.var_names) and adata.obs["is_predicted"].all()
+    assert set(adata.obs["condition"]) == {f"{p}@{t}" for p, t in truth.held_out}
+    assert set(adata.obs["control_cell"]) <= set(truth.cells[truth.perturbation == "control"])
+    on = adata.X.toarray() > 0
+    assert np.allclose(adata.X.toarray()[on], adata.layers["if_expressed"].toarray()[on])
+    assert json.loads(adata.uns["departures"]["settings"])["steps"] == 5
+
+
+def test_same_seed_same_cells_whatever_else_is_sampled(folder):
+    whole = anndata.read_h5ad(folder / "run/predicted.h5ad")
+    name = whole.obs["condition"].iloc[-1]
+    n = int((whole.obs["condition"] == name).sum())
+    for seed, same in ((0, True), (1, False)):
+        done("sample.py", "run", "--condition", name, "--cells", n, "--seed", seed, "--out", "again.h5ad", cwd=folder)
+        again = anndata.read_h5ad(folder / "again.h5ad")
+        equal = np.array_equal(again.X.toarray(), whole[(whole.obs["condition"] == name).to_numpy()].X.toarray())
+        assert equal == same and len(again) == n
+
+
+def test_same_seed_same_weights_and_resume_continues_the_same_run(folder):
+    """A run stopped after its first epoch and resumed has the weights of the run that was not stopped, bit for bit."""
+    whole = torch.load(folder / "run/model.pt", weights_only=True)
+    script = ("import sys, sample, train; write = sample.write_checkpoint\n"
+              "def stop(run, model, settings, reading, state):\n"
+              "    write(run, model, settings, reading, state)\n"
+              "    if state['epoch'] == 1: raise KeyboardInterrupt\n"
+              "sample.write_checkpoint = stop; sys.argv = ['train.py'] + sys.argv[1:]; train.main()")
+    (folder / "interrupted.py").write_text(script)
+    result = subprocess.run([sys.executable, "interrupted.py", "--data", "tiny.h5ad", "--out", "cut", *TINY], cwd=folder,
+                            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "2"})
+    assert result.returncode == 130 and "--resume cut" in result.stdout, result.stderr
+    assert torch.load(folder / "cut/model.pt", weights_only=True)["epoch"] == 1
+    done("train.py", "--resume", "cut", cwd=folder)
+    resumed = torch.load(folder / "cut/model.pt", weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole["model"].values(), resumed["model"].values()))
+    assert np.array_equal(*(anndata.read_h5ad(folder / r / "predicted.h5ad").X.toarray() for r in ("run", "cut")))
+
+
+def test_scoring_any_models_cells(folder):
+    """The held-out cells themselves, given as a prediction, close the gap; controls relabelled do not."""
+    truth = anndata.read_h5ad(folder / "tiny.h5ad")
+    truth.obs["perturbation"] = truth.obs["condition"].astype(str)
+    one = truth.obs["condition"].cat.categories[1]
+    for name, cells in (("twin", truth.obs["condition"] == one), ("relabelled", truth.obs["condition"] == "ctrl")):
+        theirs = truth[cells.to_numpy()].copy()
+        theirs.obs = theirs.obs[["cell_type"]].assign(perturbation=one.replace("+ctrl", ""))
+        theirs.write_h5ad(folder / f"{name}.h5ad")
+        done("evaluate.py", "--predicted", f"{name}.h5ad", "--data", "tiny.h5ad", cwd=folder)
+    gap = {name: json.load(open(folder / f"{name}_scores/metrics.json"))["summary"]["model"]["EMD"]["DE20"]["gap_closed"]
+           for name in ("twin", "relabelled")}
+    assert gap["twin"] > 0.8 and gap["relabelled"] < 0.4
+
+
+def test_training_conditions_can_be_sampled_and_scored(folder):
+    done("sample.py", "run", "--training", "--with-controls", cwd=folder)
+    adata = anndata.read_h5ad(folder / "run/training.h5ad")
+    controls = adata[~adata.obs["is_predicted"].to_numpy()]
+    assert len(controls) == 120 and set(controls.obs["perturbation"]) == {"control"}
+    assert "model" in done("evaluate.py", "run", "--training", cwd=folder)
+
+
+def test_new_controls_of_an_unseen_cell_type(folder):
+    adata = anndata.read_h5ad(folder / "tiny.h5ad")
+    adata = adata[(adata.obs["cell_type"] == "typeA").to_numpy()].copy()
+    adata.obs["cell_type"] = "typeC"
+    adata.write_h5ad(folder / "new.h5ad")
+    gene = torch.load(folder / "run/model.pt", weights_only=True)["targets"][0]
+    done("sample.py", "run", "--data", "new.h5ad", "--condition", gene, "--cells", 7, "--out", "c.h5ad", cwd=folder)
+    assert list(anndata.read_h5ad(folder / "c.h5ad").obs["condition"].unique()) == [f"{gene}@typeC"]
+
+
+def test_paper_switches_all_five_off_and_one_on_again(folder):
+    done("train.py", "--data", "tiny.h5ad", "--out", "paper", "--paper", "--null-pairs", *TINY[2:], "--epochs", 1, cwd=folder)
+    settings = torch.load(folder / "paper/model.pt", weights_only=True)["settings"]
+    assert settings["null_pairs"] is True and settings["grn"] == "coexpression" and settings["label_dropout"] == 0
+    assert not (settings["skip_gate"] or settings["if_expressed"] or settings["exact_step"])
+
+
+def test_a_users_network_reaches_genes_outside_the_panel(folder):
+    """An unmeasured, unseen target is refused without edges and predicted with them; --also adds a measured one."""
+    adata = anndata.read_h5ad(folder / "tiny.h5ad")
+    targets = [c for c in adata.obs["condition"].cat.categories if c != "ctrl"]
+    unmeasured = targets[0].split("+")[0]
+    adata[:, (adata.var["gene_name"] != unmeasured).to_numpy()].write_h5ad(folder / "without.h5ad")
+    genes = adata.var["gene_name"].tolist()
+    spare = next(g for g in genes if g not in {t.split("+")[0] for t in targets})
+    (folder / "edges.csv").write_text(f"source,target,weight\n{unmeasured},NOT_MEASURED,1\nNOT_MEASURED,{spare},0.5\n")
+    common = ["--data", "without.h5ad", "--test", unmeasured, *TINY]
+    refused = run("train.py", *common, "--out", "refused", cwd=folder)
+    assert refused.returncode == 2 and "neither" not in refused.stderr and f"cannot predict '{unmeasured}'" in refused.stderr
+    done("train.py", *common, "--out", "edges", "--grn", "edges.csv", "--also", spare, cwd=folder)
+    done("sample.py", "edges", "--condition", spare, "--cells", 5, "--out", "spare.h5ad", cwd=folder)
+    assert len(anndata.read_h5ad(folder / "spare.h5ad")) == 10
+
+
+def bad_commands(folder):
+    (folder / "truncated").mkdir(exist_ok=True)
+    (folder / "truncated/model.pt").write_bytes((folder / "run/model.pt").read_bytes()[:5000])
+    (folder / "old").mkdir(exist_ok=True)
+    torch.save({"format": 0}, folder / "old/model.pt")
+    (folder / "edges_bad.csv").write_text("a,b\n1,2\n")
+    yield ["train.py", "--data", "absent.h5ad"], "absent.h5ad: no such file"
+    yield ["train.py", "--data", "train.txt"], "train.txt: cannot be read as an h5ad"
+    yield ["train.py", "--data", "tiny.h5ad", "--test", "NOBODY"], "no cells of condition 'NOBODY'"
+    yield ["train.py", "--data", "tiny.h5ad", "--out", "run"], "holds a run already"
+    yield ["train.py", "--data", "tiny.h5ad", "--device", "cuda:9"], "--device cuda:9: not available"
+    yield ["train.py", "--data", "tiny.h5ad", "--device", "toaster"], "--device toaster: not available"
+    yield ["train.py", "--data", "tiny.h5ad", "--epsilon", "small"], "--epsilon must be"
+    yield ["train.py", "--data", "tiny.h5ad", "--batch", "0"], "--batch must be positive"
+    yield ["train.py", "--data", "tiny.h5ad", "--cost", "cosine", "--epsilon", "bridge"], "sqeuclidean only"
+    yield ["train.py", "--data", "tiny.h5ad", "--grn", "edges_bad.csv"], "needs the columns source and target"
+    yield ["train.py", "--data", "tiny.h5ad", "--grn", "absent.csv"], "--grn absent.csv"
+    yield ["train.py", "--data", "tiny.h5ad", "--also", "NOBODY"], "--also NOBODY"
+    yield ["train.py", "--data", "tiny.h5ad", "--genes", "1"], "no genes left"
+    yield ["train.py", "--resume", "nowhere"], "nowhere is not a run"
+    yield ["sample.py", "truncated"], "truncated/model.pt: truncated"
+    yield ["sample.py", "old"], "another version"
+    yield ["sample.py", "run", "--condition", "NOBODY"], "cannot predict 'NOBODY'"
+    yield ["sample.py", "run", "--condition", "TF001@typeZ"], "cannot predict 'TF001@typeZ'"
+    yield ["sample.py", "run", "--cells", "0"], "--cells must be positive"
+    yield ["evaluate.py"], "give a run, or --predicted and --data"
+    yield ["evaluate.py", "nowhere"], "no such file"
+    yield ["evaluate.py", "--predicted", "tiny.h5ad", "--data", "absent.h5ad"], "absent.h5ad: no such file"
+
+
+def test_bad_commands_print_one_line_exit_2_and_leave_nothing(folder, monkeypatch, capfd):
+    """In this process, for speed, through the same run_script(main) as the command line."""
+    monkeypatch.chdir(folder)
+    cases = list(bad_commands(folder))
+    before = sorted(os.listdir(folder))
+    for (script, *arguments), message in cases:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            data.run_script({"train.py": train, "sample.py": sample, "evaluate.py": evaluate}[script].main)
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and len(lines) == 1 and message in lines[0], (script, arguments, lines)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_bad_input_through_the_real_command_line(folder):
+    for command, message in list(bad_commands(folder))[:2]:
+        result = run(*command, cwd=folder)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
