@@ -67,7 +67,7 @@ def targets_of(perturbation, kind):
     if kind == "gene":
         return [(gene, 1.0) for gene in perturbation.split("+")]
     drug, colon, dose = perturbation.rpartition(":")
-    return [(drug, float(dose))] if colon else [(perturbation, 1.0)]
+    return [(drug, float(dose))] if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", dose) and colon else [(perturbation, 1.0)]
 
 
 def is_control(label):
@@ -76,19 +76,18 @@ def is_control(label):
 
 # ---------------------------------------------------------------------------------------------- reading
 
-def read_screen(path, genes=5000, perturbation_column=None, cell_type_column=None, control=None, layer=None, split_column=None):
-    """Read an h5ad of any form of DESIGN section 4 into a Screen with nothing held out yet, all genes kept up to `genes`.
+def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None, split_column=None):
+    """An h5ad of any form that the README names as a Screen of all its genes, with only the file's own split, if it has one.
 
-    Raises InputError for what cannot be understood. Gene choice and split come after: `split`, `choose_genes`.
+    Raises InputError for what cannot be understood. `split` and `choose_genes` come after.
     """
     adata = open_h5ad(path)
     found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise InputError(f"{path}: no {'cells' if adata.n_obs == 0 else 'genes'} in the file")
+    if 0 in adata.shape:
+        raise InputError(f"{path}: holds {adata.n_obs} cells and {adata.n_vars} genes")
     column, control = _perturbation_column(adata.obs, path, perturbation_column, control)
     cell_type, type_column = _cell_types(adata.obs, path, cell_type_column)
-    raw = adata.obs[column]
-    keep = (raw.notna() & pd.notna(cell_type)).to_numpy()
+    keep = (adata.obs[column].notna() & pd.notna(cell_type)).to_numpy()
     if not keep.all():
         found.append(f"left out {(~keep).sum():,} cells without a label in '{column}' or '{type_column}'")
         adata, cell_type = adata[keep], cell_type[keep]
@@ -107,11 +106,10 @@ def read_screen(path, genes=5000, perturbation_column=None, cell_type_column=Non
     if without:
         raise InputError(f"{path}: no control cells of cell type {_some(without)}: remove those cells, or check the "
                          f"columns '{column}' and '{type_column}'")
-    n = len(set(perturbation)) - 1
-    if n == 0:
+    if len(set(perturbation)) == 1:
         raise InputError(f"{path}: every cell is a control in column '{column}'")
-    found += [how, f"{n:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' (control is '{control}')"
-              + (f", dose from '{dose_column}'" if kind == "drug" and dose is not None else ""),
+    found += [how, f"{len(set(perturbation)) - 1:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' "
+              f"(control is '{control}')" + (f", dose from '{dose_column}'" if kind == "drug" and dose is not None else ""),
               f"cell types from '{type_column}': " + ", ".join(
                   f"{t} ({len(screen.controls(t)):,} controls)" for t in screen.cell_types)]
     return screen
@@ -119,10 +117,8 @@ def read_screen(path, genes=5000, perturbation_column=None, cell_type_column=Non
 
 def open_h5ad(path):
     """The AnnData of a file, or one clear line."""
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file")
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a directory, not an h5ad file")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: {'is a directory, not an h5ad file' if os.path.isdir(path) else 'no such file'}")
     try:
         return anndata.read_h5ad(path)
     except PermissionError as e:
@@ -137,37 +133,36 @@ def _some(names, n=8):
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def _perturbation_column(obs, path, column, control):
-    """(column, control label). Candidates are columns that hold a control label; they must agree on the controls."""
+def _check_column(obs, path, column):
     if column is not None and column not in obs:
         raise InputError(f"{path}: no column '{column}'; the columns are {_some(obs.columns, 30)}")
+
+
+def _perturbation_column(obs, path, column, control):
+    """(column, control label). Candidates are columns that hold a control label; they must agree on the controls."""
+    _check_column(obs, path, column)
     names = [column] if column else [c for c in PERTURBATION_COLUMNS if c in obs]
     if not names:
         raise InputError(f"{path}: no perturbation column (looked for {', '.join(PERTURBATION_COLUMNS)}); the columns "
                          f"are {_some(obs.columns, 30)}; name one with --perturbation-column")
-    candidates = []
-    for name in names:
-        labels = obs[name].dropna().astype(str)
-        found = [x for x in labels.unique() if (x == control if control else is_control(x))]
-        if found:
-            candidates.append((name, found[0], (obs[name].astype(str) == found[0]).to_numpy()))
+    found = {name: [x for x in obs[name].dropna().astype(str).unique() if (x == control if control else is_control(x))]
+             for name in names}
+    candidates = [(name, labels[0], (obs[name].astype(str) == labels[0]).to_numpy()) for name, labels in found.items() if labels]
     if not candidates:
-        labels = obs[names[0]].dropna().astype(str).unique()
         wanted = f"'{control}'" if control else "such as control, ctrl, non-targeting, DMSO"
-        raise InputError(f"{path}: no control label ({wanted}) in {', '.join(repr(n) for n in names)}, whose labels are "
-                         f"{_some(sorted(labels))}; name it with --control")
-    first = candidates[0]
-    for other in candidates[1:]:
-        if not np.array_equal(first[2], other[2]):
-            raise InputError(f"{path}: columns '{first[0]}' and '{other[0]}' disagree on which cells are controls; "
-                             "choose one with --perturbation-column")
-    return first[0], first[1]
+        raise InputError(f"{path}: no control label ({wanted}) in {', '.join(map(repr, names))}, whose labels are "
+                         f"{_some(sorted(obs[names[0]].dropna().astype(str).unique()))}; name it with --control")
+    (first, label, is_first), *others = candidates
+    for other, _, is_other in others:
+        if not np.array_equal(is_first, is_other):
+            raise InputError(f"{path}: columns '{first}' and '{other}' disagree on which cells are controls; choose one with "
+                             "--perturbation-column")
+    return first, label
 
 
 def _cell_types(obs, path, column):
     """(cell type per cell, column name); one type when the file names none."""
-    if column is not None and column not in obs:
-        raise InputError(f"{path}: no column '{column}'; the columns are {_some(obs.columns, 30)}")
+    _check_column(obs, path, column)
     column = column or next((c for c in CELL_TYPE_COLUMNS if c in obs), None)
     if column is None:
         return np.full(len(obs), "cell", dtype=object), "(none: one cell type)"
@@ -176,8 +171,7 @@ def _cell_types(obs, path, column):
 
 def _split_column(screen, obs, column):
     """The groups that a column of the file (`split` unless named) marks test or ood, every cell of them."""
-    if column and column not in obs:
-        raise InputError(f"{screen.source}: no column '{column}'; the columns are {_some(obs.columns, 30)}")
+    _check_column(obs, screen.source, column)
     column = column or "split"
     if column not in obs:
         return set()
@@ -208,9 +202,7 @@ def log1p_csr(X, path, counts=True):
     if counts and (X.data == np.round(X.data)).all():
         total = np.asarray(X.sum(1)).ravel()
         scale = np.median(total[total > 0])
-        X = sparse.diags_array((scale / np.where(total > 0, total, 1)).astype(np.float32)) @ X
-        X = sparse.csr_matrix(X, dtype=np.float32)
-        np.log1p(X.data, out=X.data)
+        X.data = np.log1p(X.data * np.repeat(scale / np.where(total > 0, total, 1), np.diff(X.indptr)).astype(np.float32))
         return X, f"X is counts: normalised to the median library ({scale:,.0f}), then log1p"
     return X, "X is not integer: taken as log1p already, not normalised again"
 
@@ -305,7 +297,7 @@ def resolve(screen, name):
         perturbation = "+".join(sorted(perturbation.split("+")))
     found = {k for k in screen.groups if k[0] == perturbation and cell_type in (None, k[1]) and k[0] != CONTROL}
     if not found:
-        near = [f"{p}@{t}" for p, t in screen.groups if p != CONTROL and set(re.split(r"[+:@]", name)) & {*p.split("+"), p}]
+        near = [f"{p}@{t}" for p, t in screen.groups if set(re.split(r"[+:@]", name)) & set(re.split(r"[+:]", p))]
         raise InputError(f"{screen.source}: no cells of condition '{name}'" +
                          (f"; there are {_some(near)}" if near else f"; cell types are {_some(screen.cell_types)}"))
     return found
@@ -364,19 +356,6 @@ def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, **columns):
 
 # ---------------------------------------------------------------------------------------------- what the model is told
 
-def population_statistics(X):
-    """(mean, mean where expressed, fraction of cells expressing, variance where expressed) of each gene, (4, N) float32.
-
-    X (C, N) sparse. A gene that no cell expresses has mean and variance 0.
-    """
-    columns = X.tocsc()
-    n = np.diff(columns.indptr)
-    total, squares = np.asarray(X.sum(0)).ravel(), np.asarray(X.multiply(X).sum(0)).ravel()
-    active_mean = total / np.maximum(n, 1)
-    variance = np.maximum(squares / np.maximum(n, 1) - active_mean ** 2, 0)
-    return np.stack([total / X.shape[0], active_mean, n / X.shape[0], variance]).astype(np.float32)
-
-
 def active_values(X, groups):
     """Every gene's non-zero values in every group, for draws "if expressed": (start, count) each (P, N), values (nnz,).
 
@@ -390,12 +369,6 @@ def active_values(X, groups):
     silent = count == 0
     start, count = np.where(silent, start[-1], start), np.where(silent, count[-1], count)
     return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
-
-
-def mean_and_variance(X):
-    """Mean and (biased) variance of each gene over cells X (C, N) sparse: two (N,) float64."""
-    mean = np.asarray(X.mean(0, dtype=np.float64)).ravel()
-    return mean, np.asarray(X.multiply(X).mean(0, dtype=np.float64)).ravel() - mean ** 2
 
 
 def write_h5ad(adata, path):

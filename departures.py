@@ -506,7 +506,7 @@ class Departures(nn.Module):
         return torch.where(hide, self.n_labels, cell_type)
 
     def add_cell_type(self, name, mean, level, fraction, cells):
-        """Describe a cell type by its control cells: (N,) statistics of `data.population_statistics`, from `cells` cells."""
+        """Describe a cell type by its control cells: (N,) statistics of `sample.population_statistics`, from `cells` cells."""
         if name not in self.cell_types:
             self.cell_types.append(name)
             for table in ("control_mean", "control_level", "control_fraction"):

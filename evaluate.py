@@ -243,14 +243,16 @@ def read_predicted(path, screen):
     names = screen.var_names if set(screen.var_names) <= set(where) else screen.genes
     missing = [g for g in names if g not in where]
     if missing:
-        raise data.InputError(f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such as {missing[0]}")
+        raise data.InputError(f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such as "
+                              f"{missing[0]}")
     obs = adata.obs
     if "perturbation" in obs and "cell_type" in obs:
         label = obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
     elif "condition" in obs:
         label = obs["condition"].astype(str)
     else:
-        raise data.InputError(f"{path}: needs obs columns perturbation and cell_type, or condition; it has {', '.join(obs) or 'none'}")
+        raise data.InputError(f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
+                              f"{', '.join(obs) or 'none'}")
     X, _ = data.log1p_csr(adata.X, path, counts=False)
     X = X[:, [where[g] for g in names]]
     out = {}

@@ -74,9 +74,22 @@ def check_device(device):
 
 # ------------------------------------------------------------------------------------------------------------ sampling
 
+def population_statistics(X):
+    """(mean, mean where expressed, fraction of cells expressing, variance where expressed) of each gene, (4, N) float32.
+
+    X (C, N) sparse. A gene that no cell expresses has mean and variance 0.
+    """
+    columns = X.tocsc()
+    n = np.diff(columns.indptr)
+    total, squares = np.asarray(X.sum(0)).ravel(), np.asarray(X.multiply(X).sum(0)).ravel()
+    active_mean = total / np.maximum(n, 1)
+    variance = np.maximum(squares / np.maximum(n, 1) - active_mean ** 2, 0)
+    return np.stack([total / X.shape[0], active_mean, n / X.shape[0], variance]).astype(np.float32)
+
+
 def describe_cell_type(model, cell_type, X, elsewhere):
     """Tell the model what a type's controls X (cells, N) are like; genes they never express take the level `elsewhere` (N,)."""
-    mean, level, fraction, _ = data.population_statistics(X)
+    mean, level, fraction, _ = population_statistics(X)
     model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, X.shape[0])
 
 
@@ -103,7 +116,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     seed = settings.seed if seed is None else seed
     model = model_of(content, device)
     screen = screen or _screen(content, path)
-    level = data.population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
+    level = population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
     for t in screen.cell_types:
         if path or t not in model.cell_types:
             describe_cell_type(model, str(t), screen.X[screen.controls(t)], level)
@@ -147,10 +160,6 @@ def asked(screen, model, name):
         raise data.InputError(f"{screen.source}: no control cells of type '{cell_type}' to start '{name}' from")
     if model.kind == "gene":
         perturbation = "+".join(sorted(perturbation.split("+")))
-    try:
-        data.targets_of(perturbation, model.kind)
-    except ValueError as e:
-        raise data.InputError(f"--condition {name}: the dose must be a number") from e
     return [(perturbation, t) for t in screen.cell_types if cell_type in (None, t)]
 
 

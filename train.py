@@ -10,6 +10,7 @@ unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_erro
 """
 import argparse
 import csv
+import itertools
 import math
 import os
 import time
@@ -51,7 +52,7 @@ def build(screen, settings, device, also=()):
     model = Departures(settings, screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types)),
                        screen.kind, channels=1 + (edges is not None))
     groups = screen.training_groups()
-    _, level, _, variance = data.population_statistics(screen.X[np.concatenate(list(groups.values()))])
+    _, level, _, variance = sample.population_statistics(screen.X[np.concatenate(list(groups.values()))])
     for t in model.cell_types:
         sample.describe_cell_type(model, t, screen.X[screen.controls(t)], level)
     scale = torch.as_tensor(np.sqrt(variance).clip(0.05))
@@ -106,19 +107,25 @@ def within_covariance(screen, groups):
     return np.asarray(S, np.float64) / cells, cells
 
 
+def mean_and_variance(X):
+    """Mean and (biased) variance of each gene over cells X (C, N) sparse: two (N,) float64."""
+    mean = np.asarray(X.mean(0, dtype=np.float64)).ravel()
+    return mean, np.asarray(X.multiply(X).mean(0, dtype=np.float64)).ravel() - mean ** 2
+
+
 def knock_down_evidence(model, screen, measured, sd):
     """What training perturbations did to the means: knock (Q, P), shift (Q, N) and its error variance, in units of sd (N,).
 
     A row for each training condition whose targets are all measured; measured (P,) indexes the model's targets.
     """
     place = {model.targets[i]: n for n, i in enumerate(measured.tolist())}
-    controls = {t: data.mean_and_variance(screen.X[screen.controls(t)]) for t in screen.cell_types}
+    controls = {t: mean_and_variance(screen.X[screen.controls(t)]) for t in screen.cell_types}
     knock, shift, noise = [], [], []
     for (p, t), rows in screen.training_groups().items():
         nodes = [place.get(target) for target, _ in data.targets_of(p, screen.kind)]
         if not nodes or None in nodes:
             continue
-        mean, variance = data.mean_and_variance(screen.X[rows])
+        mean, variance = mean_and_variance(screen.X[rows])
         mean0, variance0 = controls[t]
         fall = model.knock_down(measured[nodes], torch.full_like(measured[nodes], model.cell_types.index(t))).cpu().numpy()
         knock.append(np.bincount(nodes, fall, minlength=len(measured)))
@@ -169,7 +176,7 @@ def draw_pairs(screen, groups, settings, generator, device):
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
         pool = screen.controls(t)
         if p == data.CONTROL:
-            if not settings.null_pairs:
+            if not settings.null_pairs or len(rows) < 2:
                 continue
             pool, rows = rows[:len(rows) // 2], rows[len(rows) // 2:]
         for batch in np.array_split(rows, math.ceil(len(rows) / settings.pairing_batch)):
@@ -284,7 +291,8 @@ def new_run(args):
         setattr(settings, f.name, getattr(args, f.name, getattr(settings, f.name)))
     check(settings)
     name = os.path.splitext(os.path.basename(args.data))[0] if args.data else "simulated"
-    out = args.out or next(p for p in (f"runs/{name}{s}" for s in ["", *(f"-{i}" for i in range(2, 9999))]) if not os.path.exists(p))
+    names = (f"runs/{name}{suffix}" for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))))
+    out = args.out or next(n for n in names if not os.path.exists(n))
     if os.path.exists(f"{out}/model.pt"):
         raise data.InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
     path = args.data or f"{out}/screen.h5ad"

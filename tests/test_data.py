@@ -6,6 +6,7 @@ import pytest
 from scipy import sparse
 
 import data
+import sample
 
 GENES = ["KLF1", "BAK1", "STAT1", "ACTB", "GAPDH"]
 rng = np.random.default_rng(0)
@@ -133,7 +134,7 @@ def test_split_column_of_the_file_overrides(tmp_path):
 
 def test_active_values_and_statistics_are_the_groups_own(tmp_path):
     X = sparse.csr_matrix(np.array([[0, 2.0], [4, 0], [6, 0]]))
-    mean, level, fraction, variance = data.population_statistics(X)
+    mean, level, fraction, variance = sample.population_statistics(X)
     assert np.allclose(mean, [10 / 3, 2 / 3]) and np.allclose(level, [5, 2]) and np.allclose(fraction, [2 / 3, 1 / 3])
     assert np.allclose(variance, [1, 0])
     start, count, values = data.active_values(X, [np.array([0]), np.array([1, 2])])
