@@ -36,7 +36,7 @@ def perturbed_mean(screen):
 
     def predict(perturbation, cell_type, x0):
         here = [s for key, s in shift.items() if key[1] == cell_type] or list(shift.values())
-        return shifted(x0, np.mean(here, 0))
+        return shifted(x0, np.mean(here, 0)) if here else None
     return predict
 
 

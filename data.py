@@ -106,8 +106,6 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
     if without:
         raise InputError(f"{path}: no control cells of cell type {_some(without)}: remove those cells, or check the "
                          f"columns '{column}' and '{type_column}'")
-    if len(set(perturbation)) == 1:
-        raise InputError(f"{path}: every cell is a control in column '{column}'")
     found += [how, f"{len(set(perturbation)) - 1:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' "
               f"(control is '{control}')" + (f", dose from '{dose_column}'" if kind == "drug" and dose is not None else ""),
               f"cell types from '{type_column}': " + ", ".join(
@@ -116,15 +114,15 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
 
 
 def open_h5ad(path):
-    """The AnnData of a file, or one clear line."""
+    """The AnnData of a file; InputError if it cannot be read."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: {'is a directory, not an h5ad file' if os.path.isdir(path) else 'no such file'}")
     try:
         return anndata.read_h5ad(path)
     except PermissionError as e:
         raise InputError(f"{path}: permission denied") from e
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
-        reason = str(e).strip().split("\n")[0]
+    except Exception as e:                                                 # h5py and AnnData have no common error for a bad file
+        reason = (str(e).strip() or type(e).__name__).split("\n")[0]
         raise InputError(f"{path}: cannot be read as an h5ad ({reason}); write it with AnnData's write_h5ad") from e
 
 
@@ -165,7 +163,7 @@ def _cell_types(obs, path, column):
     _check_column(obs, path, column)
     column = column or next((c for c in CELL_TYPE_COLUMNS if c in obs), None)
     if column is None:
-        return np.full(len(obs), "cell", dtype=object), "(none: one cell type)"
+        return np.full(len(obs), "cell", dtype=object), "no column: one type"
     return obs[column].astype(object).where(obs[column].notna(), None).to_numpy(), column
 
 
@@ -176,7 +174,10 @@ def _split_column(screen, obs, column):
     if column not in obs:
         return set()
     out = obs[column].astype(str).str.lower().isin(["test", "ood"]).to_numpy()
-    return {key for key, rows in screen.groups.items() if key[0] != CONTROL and out[rows].all()}
+    held_out = {key for key, rows in screen.groups.items() if key[0] != CONTROL and out[rows].all()}
+    if not held_out and column != "split":
+        raise InputError(f"{screen.source}: column '{column}' marks no whole condition test or ood; use --test")
+    return held_out
 
 
 def _symbols(var, path):
@@ -208,13 +209,12 @@ def log1p_csr(X, path, counts=True):
 
 
 def _doses(obs, label, control):
-    """(dose per cell or None, column). A dose column counts only if it is numeric and some perturbation has several."""
-    for column in DOSE_COLUMNS:
-        if column in obs:
-            dose = pd.to_numeric(obs[column].astype(str), errors="coerce").to_numpy(float)
-            treated = (label != control) & ~np.isnan(dose)
-            if treated.sum() > 0.5 * (label != control).sum() and len(np.unique(dose[treated])) > 1:
-                return dose, column
+    """(dose per cell or None, column). A dose column counts only if it is numeric and not the same for all treated cells."""
+    for column in (c for c in DOSE_COLUMNS if c in obs):
+        dose = pd.to_numeric(obs[column].astype(str), errors="coerce").to_numpy(float)
+        treated = (label != control) & ~np.isnan(dose)
+        if treated.sum() > 0.5 * (label != control).sum() and len(np.unique(dose[treated])) > 1:
+            return dose, column
     return None, None
 
 
@@ -236,7 +236,7 @@ def _canonical(label, dose, kind, control, symbols):
         known = set(symbols), set(unique)
         names = {x: CONTROL if x == control or is_control(x) else _gene_names(x, *known) for x in unique}
         return np.array([names[x] for x in label])
-    out = np.where([x == control for x in label], CONTROL, label).astype(object)
+    out = np.where([x == control or is_control(x) for x in label], CONTROL, label).astype(object)
     if dose is not None:
         dosed = (out != CONTROL) & ~np.isnan(dose)
         out[dosed] = [f"{drug}:{d:g}" for drug, d in zip(out[dosed], dose[dosed])]
@@ -247,9 +247,9 @@ def _gene_names(label, symbols, labels):
     """`X+ctrl` -> X; `B+A` and scPerturb's `B_A` -> A+B; a guide such as `KLF1_2` or `sgKLF1-1` -> KLF1, if that is known."""
     parts = [p for p in label.split("+") if not is_control(p)]
     if parts == [label] and label not in symbols:
-        pieces = [p for p in label.split("_") if not is_control(p) and not re.fullmatch(r"(sg|g|guide)?\d+", p)]
+        pieces = [p for p in label.split("_") if not is_control(p) and not re.fullmatch(r"(sg|g|guide)?\d+|p[A-Za-z]+\d+", p)]
         known = symbols | (labels - {label})
-        pieces = [p if p in known else re.sub(r"^sg|-\d+$", "", p) for p in pieces]
+        pieces = [p if p in known else re.sub(r"^sg|-\d+$|g\d+$", "", p) for p in pieces]
         if pieces and all(p in known for p in pieces):
             parts = pieces
     return "+".join(sorted(set(parts))) or CONTROL
@@ -258,22 +258,26 @@ def _gene_names(label, symbols, labels):
 # ---------------------------------------------------------------------------------------------- split and gene choice
 
 def split(screen, test=(), fraction=0.3, seed=0):
-    """Hold out conditions, in place: `test` if given ('A' everywhere, 'A@type' there), else the file's own split column
+    """Hold out conditions, in place: `test` if given ('A' everywhere, 'A@type' there), else what the file's split column says
     (already in `held_out`), else the paper's random split.
 
-    Genes: `fraction` of the perturbed genes that are measured, with every combination they are in. Drugs: each
-    (drug, dose, cell type) with probability `fraction`. Where no perturbed gene is measured, combinations of genes that
-    are also seen alone are drawn instead. Controls always train. Raises InputError for a condition that does not exist.
+    Genes: `fraction` of the perturbed genes that are measured, with every combination they are in; where none is measured,
+    combinations of genes that are also seen alone. Drugs: each (drug, dose, cell type) with probability `fraction`, but never all
+    of a drug. Controls always train. Raises InputError for a condition that does not exist.
     """
     conditions = [key for key in screen.groups if key[0] != CONTROL]
     rng = np.random.default_rng(seed)
+    if not conditions:
+        raise InputError(f"{screen.source}: every cell is a control; name the perturbation with --perturbation-column")
     if test:
         screen.held_out = set().union(*(resolve(screen, name) for name in test))
-    elif screen.held_out:
-        screen.found.append("held out as the file's split column says")
-    elif screen.kind == "drug":
+    elif not screen.held_out and screen.kind == "drug":
         screen.held_out = {key for key in conditions if rng.random() < fraction}
-    else:
+        drugs = pd.Series({key: targets_of(key[0], "drug")[0][0] for key in conditions})
+        for mine in drugs.groupby(drugs).groups.values():                  # a drug without any training cells is unknown
+            if set(mine) <= screen.held_out:
+                screen.held_out.discard(mine[rng.integers(len(mine))])
+    elif not screen.held_out:
         genes_of = {p: {gene for gene, _ in targets_of(p, screen.kind)} for p, _ in conditions}
         measured = sorted(set().union(*genes_of.values()) & set(screen.genes))
         chosen = set(rng.permutation(measured)[:round(fraction * len(measured))])
@@ -308,17 +312,12 @@ def seurat_dispersion(X):
 
     log(variance / mean) of expm1(X), standardised within 20 bins of log1p(mean); Satija et al. 2015, Scanpy's conventions.
     """
-    E = X.copy()
-    E.data = np.expm1(E.data.astype(np.float64))
-    n = E.shape[0]
+    E, n = X.astype(np.float64).expm1(), X.shape[0]
     mean = np.asarray(E.mean(0)).ravel()
     variance = (np.asarray(E.multiply(E).mean(0)).ravel() - mean ** 2) * n / max(n - 1, 1)
     mean[mean == 0] = 1e-12
-    dispersion = variance / mean
-    dispersion[dispersion <= 0] = np.nan
-    dispersion, mean = np.log(dispersion), np.log1p(mean)
-    bins = pd.Series(pd.cut(mean, bins=20))
-    grouped = pd.Series(dispersion).groupby(bins, observed=False)
+    dispersion = np.log(np.where(variance > 0, variance / mean, np.nan))
+    grouped = pd.Series(dispersion).groupby(pd.Series(pd.cut(np.log1p(mean), bins=20)), observed=False)
     centre, spread = grouped.transform("mean"), grouped.transform("std")
     alone = spread.isna()                                                # a bin of one gene: its dispersion counts as 1
     spread[alone], centre[alone] = centre[alone], 0
@@ -330,19 +329,20 @@ def choose_genes(screen, n):
     if n >= len(screen.genes):
         return screen
     targets = {g for p in set(screen.perturbation) for g, _ in targets_of(p, screen.kind)}
+    measured = len(targets & set(screen.genes))
+    if n < measured:
+        raise InputError(f"--genes {n}: fewer than the {measured} perturbed genes that {screen.source} measures")
     rows = np.sort(np.concatenate(list(screen.training_groups().values())))
     dispersion = seurat_dispersion(screen.X[rows])
     rank = np.where(np.isin(screen.genes, list(targets)), np.inf, np.nan_to_num(dispersion, nan=-np.inf))
     columns = np.sort(np.argsort(-rank, kind="stable")[:n])
-    kept = take_genes(screen, columns)
-    kept.found.append(f"kept {len(columns):,} genes: the perturbed ones, then the most variable")
-    return kept
+    screen.found.append(f"kept {len(columns):,} genes: the perturbed ones, then the most variable")
+    return take_genes(screen, columns)
 
 
 def take_genes(screen, columns):
     """The same cells with the genes at `columns`, in that order."""
-    return replace(screen, X=screen.X[:, columns].tocsr(), genes=screen.genes[columns], var_names=screen.var_names[columns],
-                   found=list(screen.found))
+    return replace(screen, X=screen.X[:, columns].tocsr(), genes=screen.genes[columns], var_names=screen.var_names[columns])
 
 
 def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, **columns):
@@ -369,6 +369,14 @@ def active_values(X, groups):
     silent = count == 0
     start, count = np.where(silent, start[-1], start), np.where(silent, count[-1], count)
     return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
+
+
+def make_folder(path):
+    """The folder, made if need be."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be made a folder ({e.strerror})") from e
 
 
 def write_h5ad(adata, path):

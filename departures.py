@@ -40,7 +40,7 @@ class Settings:
     # pairing
     pairing: str = option("exact", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
     cost: str = option("sqeuclidean", "transport cost", choices=("sqeuclidean", "euclidean", "cosine"))
-    epsilon: str = option("0.05", "entropic regularisation, a fraction of the mean cost; or 'bridge'")
+    epsilon: str = option("0.05", "entropic regularisation: a fraction of the mean cost, of the largest ('0.1max'), or 'bridge'")
     pairing_batch: int = option(512, "largest number of cells in one transport plan")
     # the five improvements on the paper; --paper switches them all off
     skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left")
@@ -66,10 +66,12 @@ class Settings:
     test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)")
 
     def as_in_the_paper(self):
-        """The literal method: none of the five improvements, the co-expression network, the released code's pairing."""
+        """The literal method: none of the five improvements, the co-expression network, the released code's pairing.
+
+        What the paper leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay.
+        """
         self.skip_gate = self.if_expressed = self.null_pairs = self.exact_step = False
-        self.label_dropout, self.grn, self.pairing = 0.0, "coexpression", "entropic"
-        self.epsilon = "0.2"                    # released: 0.1 of the largest cost, which is about 0.2 of the mean one
+        self.label_dropout, self.grn, self.pairing, self.epsilon = 0.0, "coexpression", "entropic", "0.1max"
         return self
 
 
@@ -176,12 +178,14 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 
 
 def regularisation(C, cost, epsilon, sigma):
-    """epsilon in units of the cost matrix C: a fraction of its mean, or the Schroedinger bridge's own for "bridge".
+    """epsilon in units of the cost matrix C: a fraction of its mean, or ("0.1max") of its maximum, or "bridge".
 
     The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for
     |x - y|^2 that is 2 sigma^2 T. (The paper leaves epsilon open.) In thousands of genes it is tiny beside the cost: its
     plan is the exact one, and Sinkhorn hardly gets there.
     """
+    if epsilon.endswith("max"):
+        return float(epsilon.removesuffix("max")) * C.max().item()
     if epsilon != "bridge":
         return float(epsilon) * C.mean().item()
     if cost != "sqeuclidean":
@@ -260,7 +264,7 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
     factors (cell state, unseen regulators) along F. Silencing target p moves the genes by column p of (I - W)^-1. W must
     explain two things at once, by maximum likelihood with an L1 penalty:
       - how `cells` cells of one population co-vary: S (N, N), a correlation matrix, against L L' + noise;
-      - how far the training perturbations moved the means: shift (Q, N), with error variance noise (Q, N), in conditions
+      - how far the training perturbations moved the means: shift (Q, N), with error variance noise (Q, 1), in conditions
         whose targets fell by knock (Q, P).
     Co-variation alone cannot tell cause from effect; one knock-down of the upstream gene can.
     """
@@ -333,16 +337,15 @@ class PerturbationEncoder(nn.Module):
 
     Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from
     the gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per
-    (target, cell type), linear from there on, so that the effects of several targets add. In training the memory of a condition
-    is replaced, with probability `target_dropout`, by that of an `unknown` target. (Replaced, not zeroed: zero is reserved for
-    "no perturbation", or the origin of the sum would not be the controls.) A target never seen gets `expected`.
+    (target, cell type), linear from there on, so that the effects of several targets add. In training a condition's memory
+    gives way, with probability `target_dropout`, to that of an `unknown` target (not to zero: that is for "no perturbation", or
+    the origin of the sum would not be the controls). A target never seen gets `expected`.
     """
 
     def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed):
         super().__init__()
         k = settings.embedding
-        self.dropout, self.label_dropout, self.dosed, self.n_types = (settings.target_dropout, settings.label_dropout,
-                                                                       dosed, n_types)
+        self.dropout, self.dosed, self.n_types = settings.target_dropout, dosed, n_types
         self.target, self.pair = nn.Embedding(n_targets + 1, k), nn.Embedding(n_targets * n_types, k)
         self.hill = nn.Parameter(torch.tensor([0.0, 0.0]).repeat(n_targets, 1))           # log slope, log10 midpoint
         self.memory = nn.Linear(k, 2 * n_genes, bias=False)
@@ -359,9 +362,10 @@ class PerturbationEncoder(nn.Module):
     def expected(self):
         """The memory (embedding,) of a target never seen: the mean over those seen, shrunk towards no effect.
 
-        By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance. (The learned
-        `unknown` is that mean without the shrinking.)
+        By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance.
         """
+        if self.seen.sum() < 2:
+            return torch.zeros_like(self.target.weight[0])
         pair = self.pair.weight.unflatten(0, (-1, self.n_types)) * self.seen_pair[..., None]
         z = (self.target.weight[:-1] + pair.sum(1) / self.seen_pair.sum(1, keepdim=True).clamp_min(1))[self.seen]
         mean = z.mean(0)
@@ -374,11 +378,9 @@ class PerturbationEncoder(nn.Module):
         rows = [(c, p, dose, k) for c, (targets, k) in enumerate(conditions) for p, dose in targets]
         c, p, k = (torch.tensor([r[i] for r in rows], dtype=torch.long, device=device) for i in (0, 1, 3))
         known = self.seen[p]
-        known_pair = known & (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
         if self.training:
-            u = torch.rand(2, C, generator=generator, device=device)
-            known = known & (u[0] >= self.dropout)[c]
-            known_pair = known_pair & known & (u[1] >= self.label_dropout)[c]
+            known = known & (torch.rand(C, generator=generator, device=device) >= self.dropout)[c]
+        known_pair = known & (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
         unknown = self.target.weight[-1] if self.training else self.expected()
         z = torch.where(known[:, None], self.target(p), unknown)
         z = z + self.pair(p * self.n_types + k.clamp_max(self.n_types - 1)) * known_pair[:, None]
@@ -437,7 +439,7 @@ class Departures(nn.Module):
         for name in ("control_mean", "control_level", "control_fraction"):  # mean, mean if expressed, fraction expressing
             self.register_buffer(name, torch.zeros(K, N))
         self.register_buffer("gene_scale", torch.ones(N))                   # standard deviation within a group
-        self.register_buffer("level_scale", torch.ones(N))                  # the same, of the level if expressed
+        self.register_buffer("level_scale", torch.ones(N))                  # standard deviation of the level if expressed
         self.encoder = PerturbationEncoder(settings, N, len(targets), K, channels, dosed=kind == "drug")
         self.x_trunk = Trunk(settings, 2 * N if settings.if_expressed else N, N, K)
         self.d_trunk = Trunk(settings, N, N, K)
@@ -455,7 +457,7 @@ class Departures(nn.Module):
         """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
 
         The skip gate is an improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by
-        gene, and a network with a bottleneck cannot make one.
+        gene, and a network with a bottleneck cannot make one. For activation, `evidence` is its counterpart.
         """
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
@@ -463,10 +465,7 @@ class Departures(nn.Module):
         return ((1 - t) * c + t * sT ** 2) / variance
 
     def evidence(self, t, d, cell_type):
-        """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): the exact weight of one gene's own state in its posterior.
-
-        The skip gate of the discrete bridge. d_t is d_T with probability kappa, else d_0; it grows like -log(1 - kappa).
-        """
+        """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): one gene's own state in its posterior; grows like -log(1 - kappa)."""
         kappa = KAPPA[self.settings.kappa](t).clamp_max(1 - 1e-4)
         prior = torch.logit(self.control_fraction[cell_type])
         off, on = torch.sigmoid(prior + self.start_given_end[0]), torch.sigmoid(prior + self.start_given_end[1])
@@ -496,8 +495,7 @@ class Departures(nn.Module):
     def label(self, cell_type, generator=None):
         """The cell type's label for the trunks, hidden where it is not known and, in training, at random.
 
-        Label dropout is an improvement on the paper: x_0 already carries the cell type, and a label that was never seen perturbed
-        misleads.
+        Label dropout is an improvement on the paper: x_0 carries the cell type, and a label never seen perturbed misleads.
         """
         hide = cell_type >= self.n_labels
         if self.training:

@@ -47,7 +47,7 @@ def e_distance(x, y, squared=False):
 
     Unbiased within-group means (distinct cells); Szekely and Rizzo 2013; the root is the paper's released convention.
     """
-    energy = max(0.0, 2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True))
+    energy = np.maximum(0.0, 2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True))  # NaN stays NaN
     return energy if squared else energy ** 0.5
 
 
@@ -152,6 +152,15 @@ def summarise(rows):
                     entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
                 summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
+
+
+def without_nan(x):
+    """The same nest of dicts and lists with None for NaN, which JSON does not have."""
+    if isinstance(x, dict):
+        return {k: without_nan(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [without_nan(v) for v in x]
+    return None if isinstance(x, float) and np.isnan(x) else x
 
 
 def table(summary, n):
@@ -268,25 +277,42 @@ def read_predicted(path, screen):
     return out
 
 
+def shared_genes(path, screen):
+    """The screen cut to the genes that another model's file predicts."""
+    theirs = set(data.open_h5ad(path).var_names)
+    by_index, by_symbol = ([i for i, g in enumerate(names) if g in theirs] for names in (screen.var_names, screen.genes))
+    columns = max(by_index, by_symbol, key=len)
+    if len(columns) < 2:
+        raise data.InputError(f"{path}: its genes are not those of {screen.source}")
+    if len(columns) < len(screen.genes):
+        print(f"scored on the {len(columns):,} genes of {len(screen.genes):,} that {path} holds")
+    return data.take_genes(screen, columns)
+
+
 def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0):
     """Score, print the table, write metrics.json and figures; returns the summary."""
     suffix = "_training" if training else ""
     if run:
         predicted, out = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad", out or run
         if screen is None:
-            screen = data.prepare(**json.loads(data.open_h5ad(predicted).uns["departures"]["reading"]))
+            about = data.open_h5ad(predicted).uns.get("departures")
+            if about is None:
+                raise data.InputError(f"{predicted}: not written by sample.py; score it with --predicted and --data")
+            screen = data.prepare(**json.loads(about["reading"]))
     else:
         screen = data.read_screen(path)
         out = out or os.path.splitext(predicted)[0] + "_scores"
+    if not run:
+        screen = shared_genes(predicted, screen)
     cells = read_predicted(predicted, screen)
     if not run:
-        screen.held_out = set(cells)                                       # what was predicted is not for the baselines to see
+        screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see
     rows = score(screen, cells, seed)
     rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
+    data.make_folder(f"{out}/figures{suffix}")
     with open(f"{out}/metrics{suffix}.json", "w") as f:
-        json.dump({"summary": summary, "conditions": rows, "splits": SPLITS}, f, indent=1)
+        json.dump(without_nan({"summary": summary, "conditions": rows, "splits": SPLITS}), f, indent=1, allow_nan=False)
     strongest = rows[0]["condition"].replace("/", "_")
     draw_violins(f"{out}/figures{suffix}/violin_{strongest}.png", screen, rows[0], cells)
     draw_pca(f"{out}/figures{suffix}/pca.png", screen, rows, cells)
@@ -305,8 +331,10 @@ def main():
     add("--out", help="folder for metrics.json and figures")
     add("--seed", type=int, default=0, help="of the random halves (default 0)")
     args = parser.parse_args()
-    if bool(args.run) == bool(args.predicted and args.data):
+    if bool(args.run) == bool(args.predicted and args.data) or (args.run and (args.predicted or args.data)):
         raise data.InputError("give a run, or --predicted and --data together")
+    if args.seed < 0:
+        raise data.InputError(f"--seed must not be negative, it is {args.seed}")
     evaluate_run(args.run, None, args.training, args.predicted, args.data, args.out, args.seed)
 
 

@@ -50,8 +50,9 @@ def read_checkpoint(run):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as e:
-        raise data.InputError(f"{path}: truncated, or not a checkpoint ({str(e).strip().splitlines()[0]}); train again") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise data.InputError(f"{path}: truncated, or not a checkpoint ({reason}); train again") from e
+    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content["settings"]) != set(asdict(Settings())):
         version = content.get("format") if isinstance(content, dict) else None
         raise data.InputError(f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again")
     return content
@@ -131,7 +132,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     for p, t in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         n = cells or len(screen.groups.get((p, t), range(200)))
         parts.append((p, t, *predict(model, screen, p, t, n, table, seed, device)))
-    out = out or f"{run}/{'training' if training else 'predicted'}.h5ad"
+    out = out or f"{run}/{'asked' if conditions else 'training' if training else 'predicted'}.h5ad"
     write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
                                                        "reading": json.dumps(content["reading"]), "controls": screen.source},
                     with_controls)
@@ -148,7 +149,8 @@ def check_predictable(model, screen, conditions):
         try:
             model.condition(data.targets_of(p, model.kind), str(t))
         except ValueError as e:
-            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or train with --grn EDGES.csv") from e
+            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out"
+                                  + (", or train with --grn EDGES.csv" if model.kind == "gene" else "")) from e
 
 
 def asked(screen, model, name):
@@ -166,13 +168,20 @@ def asked(screen, model, name):
 def _screen(content, path):
     """The run's own screen, or other control cells with the run's genes in the run's order."""
     if not path:
-        return data.prepare(**content["reading"])
+        return same_genes(data.prepare(**content["reading"]), content)
     screen = data.read_screen(path, **{c: content["reading"].get(c) for c in data.COLUMNS if c != "split_column"})
     position = {g: i for i, g in enumerate(screen.genes)}
     missing = [g for g in content["genes"] if g not in position]
     if missing:
         raise data.InputError(f"{path}: lacks {len(missing):,} of the run's {len(content['genes']):,} genes, such as {missing[0]}")
     return data.take_genes(screen, [position[g] for g in content["genes"]])
+
+
+def same_genes(screen, content):
+    """The screen, if it still has the genes and the kind that the run was trained on."""
+    if screen.genes.tolist() != content["genes"] or screen.kind != content["kind"]:
+        raise data.InputError(f"{screen.source}: its genes are not those that the run was trained on; the file has changed since")
+    return screen
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls):
@@ -213,7 +222,7 @@ def main():
     add("run", help="folder of a run of train.py")
     add("--condition", action="append", default=[], help="what to predict: A, A+B or drug:dose, with @celltype for one type only")
     add("--cells", type=int, help="cells per condition (default: as many as were measured, else 200)")
-    add("--out", help="the h5ad to write (default RUN/predicted.h5ad)")
+    add("--out", help="the h5ad to write (default RUN/predicted.h5ad; with --condition, RUN/asked.h5ad)")
     add("--data", help="an h5ad of other control cells to start from")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
     add("--seed", type=int, help="of the samples (default: the run's)")
@@ -222,6 +231,10 @@ def main():
     args = parser.parse_args()
     if args.cells is not None and args.cells < 1:
         raise data.InputError(f"--cells must be positive, not {args.cells}")
+    if args.data and not args.condition:
+        raise data.InputError("--data needs --condition: name what to predict for those control cells")
+    if args.seed is not None and args.seed < 0:
+        raise data.InputError(f"--seed must not be negative, it is {args.seed}")
     check_device(args.device)
     sample_run(args.run, args.device, args.condition, args.cells, args.out, args.data, args.seed, args.with_controls,
                args.training)

@@ -107,32 +107,24 @@ def within_covariance(screen, groups):
     return np.asarray(S, np.float64) / cells, cells
 
 
-def mean_and_variance(X):
-    """Mean and (biased) variance of each gene over cells X (C, N) sparse: two (N,) float64."""
-    mean = np.asarray(X.mean(0, dtype=np.float64)).ravel()
-    return mean, np.asarray(X.multiply(X).mean(0, dtype=np.float64)).ravel() - mean ** 2
-
-
 def knock_down_evidence(model, screen, measured, sd):
-    """What training perturbations did to the means: knock (Q, P), shift (Q, N) and its error variance, in units of sd (N,).
+    """What training perturbations did to the means: knock (Q, P), shift (Q, N), its error variance (Q, 1), in units of sd (N,).
 
     A row for each training condition whose targets are all measured; measured (P,) indexes the model's targets.
     """
     place = {model.targets[i]: n for n, i in enumerate(measured.tolist())}
-    controls = {t: mean_and_variance(screen.X[screen.controls(t)]) for t in screen.cell_types}
+    mean = {key: np.asarray(screen.X[rows].mean(0)).ravel() for key, rows in screen.training_groups().items()}
     knock, shift, noise = [], [], []
     for (p, t), rows in screen.training_groups().items():
         nodes = [place.get(target) for target, _ in data.targets_of(p, screen.kind)]
         if not nodes or None in nodes:
             continue
-        mean, variance = mean_and_variance(screen.X[rows])
-        mean0, variance0 = controls[t]
         fall = model.knock_down(measured[nodes], torch.full_like(measured[nodes], model.cell_types.index(t))).cpu().numpy()
         knock.append(np.bincount(nodes, fall, minlength=len(measured)))
-        shift.append((mean - mean0) / sd)
+        shift.append((mean[p, t] - mean[data.CONTROL, t]) / sd)
         # The 0.003 is the model's own error: effects are not linear, so no mean is known to better than 0.05 sd.
-        noise.append((variance / len(rows) + variance0 / len(screen.controls(t))) / sd ** 2 + 0.003)
-    tables = ((knock, len(measured)), (shift, len(sd)), (noise, len(sd)))
+        noise.append(1 / len(rows) + 1 / len(screen.controls(t)) + 0.003)
+    tables = ((knock, len(measured)), (shift, len(sd)), (noise, 1))
     return [torch.as_tensor(np.reshape(a, (-1, n)), dtype=torch.float32, device=model.gene_scale.device) for a, n in tables]
 
 
@@ -235,7 +227,7 @@ def train(model, screen, settings, out, state, device, save):
             losses += torch.stack([level, activation]).detach() / len(batches)
             progress.update()
         state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
-        state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((errors > 0.01).sum()), float(errors.max()),
+        state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((~(errors <= 0.01)).sum()), float(errors.max()),
                              time.time() - started])
         progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
         save(state)
@@ -295,14 +287,14 @@ def new_run(args):
     out = args.out or next(n for n in names if not os.path.exists(n))
     if os.path.exists(f"{out}/model.pt"):
         raise data.InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
-    path = args.data or f"{out}/screen.h5ad"
+    path = os.path.abspath(args.data or f"{out}/screen.h5ad")              # so that the run can be used from any folder
     reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
                "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}
     if args.data:
         screen = data.prepare(**reading)                                   # before the folder is made: a bad file leaves nothing
     else:
         print(f"no --data: simulating a screen into {path}")
-        os.makedirs(out, exist_ok=True)
+        data.make_folder(out)
         data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
         screen = data.prepare(**reading)
     return out, reading, settings, screen
@@ -311,10 +303,16 @@ def new_run(args):
 def check(settings):
     """Refuse settings that cannot work, in one line."""
     for name in ("steps", "batch", "width", "embedding", "pairing_batch", "sigma", "learning_rate", "grn_factors"):
-        if getattr(settings, name) <= 0:
+        if not getattr(settings, name) > 0:
             raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
+    for name in ("seed", "epochs", "grn_sparsity"):
+        if not getattr(settings, name) >= 0:
+            raise data.InputError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(settings, name)}")
+    for name in ("test_fraction", "label_dropout", "target_dropout"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise data.InputError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {getattr(settings, name)}")
     try:
-        fine = settings.epsilon == "bridge" or float(settings.epsilon) > 0
+        fine = settings.epsilon == "bridge" or float(settings.epsilon.removesuffix("max")) > 0
     except ValueError:
         fine = False
     if not fine:
@@ -329,14 +327,14 @@ def main():
     if args.resume:
         checkpoint = sample.read_checkpoint(args.resume)
         out, reading, settings = args.resume, checkpoint["reading"], Settings(**checkpoint["settings"])
-        screen = data.prepare(**reading)
+        screen = sample.same_genes(data.prepare(**reading), checkpoint)
         model = sample.model_of(checkpoint, args.device)
         state = {key: checkpoint[key] for key in ("epoch", "optimiser", "log")}
     else:
         out, reading, settings, screen = new_run(args)
         model = build(screen, settings, args.device, args.also)
         sample.check_predictable(model, screen, screen.held_out)           # before hours of training, not after
-        os.makedirs(out, exist_ok=True)
+        data.make_folder(out)
         state = {"epoch": 0, "optimiser": None, "log": []}
     print("\n".join(screen.found))
     parameters = sum(p.numel() for p in model.parameters())

@@ -140,11 +140,10 @@ def test_step_matches_the_rate_to_first_order(kappa, i):
     t, h, m = i / 10 + 0.05, 0.02, 100_000
     d = torch.zeros(m, 1)
     flipped = ctmc_step(d, torch.full((m, 1), 0.7), t, h, kappa, generator(i))
-    now, then = (KAPPA[kappa](torch.tensor(s, dtype=torch.float64)).item() for s in (t, t + h))
     middle = torch.tensor(t + h / 2, dtype=torch.float64)                  # second order in h
     expected = h * ctmc_rate(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.7, dtype=torch.float64), middle, kappa).item()
     slack = 0.05 * expected + 5 * math.sqrt(expected / m)
-    assert abs(flipped.mean().item() - expected) < slack and then > now
+    assert abs(flipped.mean().item() - expected) < slack
 
 
 @pytest.mark.parametrize("kappa", KAPPA)

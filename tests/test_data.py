@@ -1,4 +1,6 @@
 """Every form of h5ad that the loader promises to read, its arithmetic, and what it refuses."""
+import os
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -40,10 +42,10 @@ def test_gears_form(tmp_path):
 
 def test_scperturb_genetic_form(tmp_path):
     """A_B, guide numbers, NaN labels; raw counts."""
-    labels = ["control", "KLF1", "KLF1_BAK1", "STAT1_2", "sgBAK1-1", None] * 3
-    screen = data.read_screen(write(tmp_path, {"perturbation": labels, "cell_line": ["K562"] * 18, "nperts": [0, 1, 2, 1, 1, 0] * 3}))
+    labels = ["control", "KLF1", "KLF1_BAK1", "STAT1_2", "sgBAK1-1", None, "STAT1_pDS12", "BAK1g2"] * 3
+    screen = data.read_screen(write(tmp_path, {"perturbation": labels, "cell_line": ["K562"] * 24, "nperts": [0, 1, 2, 1, 1, 0, 1, 1] * 3}))
     assert set(screen.perturbation) == {"control", "KLF1", "BAK1+KLF1", "STAT1", "BAK1"}
-    assert len(screen.cells) == 15 and any("left out 3 cells" in line for line in screen.found)
+    assert len(screen.cells) == 21 and any("left out 3 cells" in line for line in screen.found)
 
 
 def test_scperturb_drug_form(tmp_path):
@@ -62,8 +64,9 @@ def test_chemcpa_sciplex_form(tmp_path):
            "cell_type": np.repeat(["A549", "K562", "MCF7"], 8), "SMILES": ["C"] * 24}
     screen = data.read_screen(write(tmp_path, obs))
     assert ("Givinostat:0.001", "MCF7") in screen.groups and ("control", "A549") in screen.groups
-    data.split(screen, fraction=0.5, seed=1)
+    data.split(screen, fraction=0.9, seed=1)                               # however many, no drug is held out altogether
     assert 0 < len(screen.held_out) < 9 and all(p != "control" for p, _ in screen.held_out)
+    assert {p.split(":")[0] for p, _ in screen.training_groups()} == {"control", "Givinostat", "Belinostat"}
 
 
 @pytest.mark.parametrize("obs, group", [
@@ -75,11 +78,10 @@ def test_forms_without_a_dose(tmp_path, obs, group):
 
 
 def test_plain_columns_of_the_real_subset():
-    path = "../shared/data/norman19_mcfaline23_subset.h5ad"
-    try:
-        screen = data.prepare(path, test=["TGFBR2+KLF1@k562", "MAPK1"])
-    except data.InputError:
+    path = os.path.join(os.path.dirname(__file__), "../../shared/data/norman19_mcfaline23_subset.h5ad")
+    if not os.path.exists(path):
         pytest.skip("the real subset is not here")
+    screen = data.prepare(path, test=["TGFBR2+KLF1@k562", "MAPK1"])
     assert screen.X.shape == (5961, 500) and screen.kind == "gene" and len(screen.cell_types) == 4
     assert screen.held_out == {("KLF1+TGFBR2", "k562"), *(("MAPK1", t) for t in screen.cell_types)}
 
@@ -153,6 +155,8 @@ BAD = {
     "no such layer": ({"condition": ["ctrl", "KLF1"] * 4}, {"layer": "raw"}, "no layer 'raw'"),
     "condition that does not exist": ({"condition": ["ctrl", "KLF1"] * 4}, {"test": ["BAK1"]}, "no cells of condition 'BAK1'"),
     "everything held out": ({"condition": ["ctrl", "KLF1"] * 4}, {"test": ["KLF1"]}, "nothing is left to train"),
+    "split column without a test": ({"condition": ["ctrl", "KLF1"] * 4, "batch": ["x"] * 8}, {"split_column": "batch"}, "no whole"),
+    "fewer genes than targets": ({"condition": ["ctrl", "KLF1", "BAK1", "ACTB"] * 2}, {"genes": 2}, "fewer than the 3"),
     "no genes": ({"condition": ["ctrl", "KLF1"] * 4}, {"genes": 0}, "no genes left"),
 }
 

@@ -39,6 +39,10 @@ def test_emd_equals_scipys_wasserstein_gene_by_gene_for_unequal_sizes_too(n, m, 
     assert emd(x, y) == pytest.approx(np.mean([stats.wasserstein_distance(a, b) for a, b in zip(x.T, y.T)]), abs=1e-9)
 
 
+def test_nan_cells_do_not_score_as_perfect():
+    assert np.isnan(e_distance(np.full((3, 2), np.nan), np.ones((3, 2))))
+
+
 def test_metrics_do_not_depend_on_the_order_of_cells_and_vanish_on_equal_ones():
     x, y = rng.exponential(size=(40, 5)), rng.exponential(size=(40, 5))
     for f in (e_distance, emd):

@@ -66,6 +66,7 @@ def test_bridge_epsilon_is_2_sigma_squared_and_only_for_the_squared_cost():
     C = transport_cost(*clouds(5, 5))
     assert regularisation(C, "sqeuclidean", "bridge", 0.2) == pytest.approx(2 * 0.2 ** 2)
     assert regularisation(C, "cosine", "0.1", 0.2) == pytest.approx(0.1 * C.mean().item())
+    assert regularisation(C, "cosine", "0.1max", 0.2) == pytest.approx(0.1 * C.max().item())
     with pytest.raises(ValueError, match="squared Euclidean"):
         regularisation(C, "euclidean", "bridge", 0.2)
 

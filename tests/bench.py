@@ -1,0 +1,81 @@
+"""How fast a training step and the sampler are, and how much of that is matrix products at this machine's own rate.
+
+    python tests/bench.py --genes 2000 --batch 64
+
+Untrained weights and random sparse cells: the speed does not depend on either.
+"""
+import argparse
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from scipy import sparse
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import data  # noqa: E402  (the path comes first)
+from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402
+
+
+def seconds(f, device, repeats):
+    """Median time of f() after one warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    N, B, device, settings = args.genes, args.batch, args.device, Settings()
+    rng = np.random.default_rng(0)
+    X = sparse.random(2000, N, 0.1, "csr", dtype=np.float32, rng=rng)
+    groups = np.array_split(np.arange(2000), 41)                           # group 0 holds the controls
+    model = Departures(settings, [f"g{i}" for i in range(N)], [f"g{i}" for i in range(40)], ["a"])
+    model.add_cell_type("a", np.full(N, 0.1), np.full(N, 0.5), np.full(N, 0.1), 50)
+    model.encoder.seen[:] = model.encoder.seen_pair[:] = True
+    model.to(device)
+    values = ActiveValues(*data.active_values(X, groups), device)
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    conditions = [model.condition([(f"g{i}", 1.0)], "a") for i in range(40)]
+
+    def step():
+        model.train()
+        rows, which = rng.integers(0, 2000, (2, B)), torch.as_tensor(rng.integers(0, 40, B), device=device)
+        x0, xT = (torch.from_numpy(X[r].toarray()).to(device) for r in rows)
+        optimiser.zero_grad()
+        sum(joint_loss(model, x0, xT, conditions, which, torch.stack([0 * which, which + 1], 1), values)).backward()
+        optimiser.step()
+
+    def draw():
+        sample(model, torch.from_numpy(X[:512].toarray()).to(device), conditions[0], values)
+
+    weights = [p for name, p in model.named_parameters() if p.dim() == 2 and "trunk" in name and "label" not in name]
+    left, right = torch.randn(B, 2048, device=device), torch.randn(2048, 2048, device=device)
+    rate = 2 * left.numel() * 2048 / seconds(lambda: left @ right, device, 20)
+    products = 2 * sum(p.numel() for p in weights)                         # FLOP of the trunks, per cell and forward pass
+    t_step, t_draw = seconds(step, device, 20), seconds(draw, device, 1)
+    a, b = torch.rand(2, 500, N, device=device)
+    print(f"{N} genes, batch {B}, {device}, {torch.get_num_threads()} threads; matrix products run at {rate / 1e9:.0f} GFLOP/s here")
+    print(f"training step   {t_step * 1e3:8.1f} ms         {3 * products * B / rate / t_step:5.0%} of it the trunks' matrix products")
+    print(f"sampling        {512 / t_draw:8.0f} cells/s    {settings.steps} steps; "
+          f"{products * settings.steps * 512 / rate / t_draw:5.0%} matrix products")
+    for method in ("exact", "entropic"):
+        chosen = Settings(pairing=method)
+        print(f"pairing         {seconds(lambda: pair(a, b, chosen), device, 3) * 2e3:8.0f} ms per 1,000 cells, {method}")
+
+
+if __name__ == "__main__":
+    main()
