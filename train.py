@@ -287,6 +287,8 @@ def new_run(args):
     out = args.out or next(n for n in names if not os.path.exists(n))
     if os.path.exists(f"{out}/model.pt"):
         raise data.InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
+    if os.path.isfile(out):
+        raise data.InputError(f"{out}: is a file; --out names a folder")
     path = os.path.abspath(args.data or f"{out}/screen.h5ad")              # so that the run can be used from any folder
     reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
                "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}

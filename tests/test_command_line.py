@@ -183,7 +183,7 @@ def bad_commands(folder):
     yield ["sample.py", "run", "--condition", "TF001@typeZ"], "cannot predict 'TF001@typeZ'"
     yield ["train.py", "--seed", "-1"], "--seed must not be negative"
     yield ["train.py", "--data", "tiny.h5ad", "--test-fraction", "2"], "--test-fraction must lie between"
-    yield ["train.py", "--data", "tiny.h5ad", "--out", "tiny.h5ad"], "cannot be made a folder"
+    yield ["train.py", "--data", "tiny.h5ad", "--out", "tiny.h5ad"], "is a file; --out"
     yield ["sample.py", "empty"], "empty/model.pt: truncated"
     yield ["sample.py", "run", "--data", "tiny.h5ad"], "--data needs --condition"
     yield ["evaluate.py", "foreign"], "not written by sample.py"
