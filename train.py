@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 
 import matplotlib
