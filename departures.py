@@ -232,20 +232,21 @@ def pair(xT, x0, settings, generator=None):
 
 # ======================================================================================== 5  gene-regulatory network
 #
-# What silencing a target does to every gene, before any network is trained: a table of effects (P, N), one row per target,
-# in units of each gene's standard deviation and for the target's level falling by one of its own. The encoder of section 6
-# learns from the training perturbations how far to trust it. A row of zeros says: this network does not know that gene.
+# What a target does to every gene, before any network is trained: a table of effects (P, N), one row per target, in units of
+# each gene's standard deviation per unit of the target's own. A knock-down multiplies the row by a negative number
+# (`Departures.knock_down`). The encoder of section 6 learns from the training perturbations how far to trust it. A row of zeros
+# says: this network does not know that gene.
 
 def propagate(W, sources, hops=3):
-    """Effects (P, N) of silencing nodes `sources` (P,) of a network W (N, N) whose entry [j, i] is the edge i -> j.
+    """Effects (P, N) of holding nodes `sources` (P,) one unit up in a network W (N, N) whose entry [j, i] is the edge i -> j.
 
-    Each node passes on the mean of its incoming messages (weighted by |W|), and the silenced node's own level does not move.
+    Each node passes on the mean of its incoming messages (weighted by |W|), and the held node's own level does not move.
     """
     W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
-    silenced = F.one_hot(sources, len(W)).to(W)
-    signal = silenced
+    held = F.one_hot(sources, len(W)).to(W)
+    signal = held
     for _ in range(hops):
-        signal = torch.where(silenced == 1, silenced, signal @ W.T)
+        signal = torch.where(held == 1, held, signal @ W.T)
     return signal
 
 
@@ -296,7 +297,7 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
         likelihood = 0.5 * cells * (torch.logdet(inner) + torch.log(psi).sum() + (S.diagonal() / psi).sum()
                                     - torch.linalg.solve(inner, scaled.T @ S @ scaled).trace())
         moved = (knock * strength * torch.exp(spread)) @ M.T                # (Q, N)
-        misfit = 0.5 * ((moved - shift) ** 2 / noise).sum() + (spread ** 2).sum() / 0.18
+        misfit = 0.5 * ((moved - shift) ** 2 / noise).sum() + 0.5 * (spread ** 2).sum() / 0.3 ** 2   # strengths vary by 30 %
         optimiser.zero_grad()
         (likelihood + misfit + sparsity * (W.abs().sum() + F_.abs().sum() / 3)).backward()
         optimiser.step()
@@ -448,7 +449,7 @@ class Departures(nn.Module):
         self.start_given_end = nn.Parameter(torch.tensor([[-0.1], [0.3]]).repeat(1, N))     # log odds of d_0 given d_T
 
     def knock_down(self, target, cell_type):
-        """How far each target (R,) falls in its cell type (R,) when silenced: its mean, in standard deviations; else 1."""
+        """Change of each target's level (R,) when silenced in its cell type (R,): minus its mean, in sd; -1 if not measured."""
         gene = self.target_gene[target]
         fall = -self.control_mean[cell_type, gene] / self.gene_scale[gene]
         return torch.where(gene >= 0, fall, -1.0)

@@ -130,7 +130,8 @@ def test_new_controls_of_an_unseen_cell_type(folder):
 
 
 def test_paper_switches_all_five_off_and_one_on_again(folder):
-    done("train.py", "--data", "tiny.h5ad", "--out", "paper", "--paper", "--null-pairs", *TINY[2:], "--epochs", 1, cwd=folder)
+    done("train.py", "--data", "tiny.h5ad", "--out", "paper", "--paper", "--null-pairs", *TINY[2:], "--epochs", 1,
+         "--kappa", "cosine", "--cost", "euclidean", cwd=folder)
     settings = torch.load(folder / "paper/model.pt", weights_only=True)["settings"]
     assert settings["null_pairs"] is True and settings["grn"] == "coexpression" and settings["label_dropout"] == 0
     assert not (settings["skip_gate"] or settings["if_expressed"] or settings["exact_step"])
