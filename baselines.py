@@ -6,6 +6,7 @@ x0 (n, N) are control cells of that type, dense log1p. A baseline that only know
 Only training conditions are looked at.
 """
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 import data
 
@@ -65,6 +66,24 @@ def linear_knockout(screen, ridge=0.1):
             return None
         return shifted(x0, -sum(mean[cell_type][P[i]] * B[:, i] for i in map(names.index, targets)))
     return predict
+
+
+def laot(x0, xT, iterations=10):
+    """Linear alternating optimal transport: cells x0 (n, d) became xT (n, d) = W x0 in an unknown order (Jafari et al. 2026).
+
+    From W = I, in turn: the cheapest assignment of W x0 to xT in squared distance, and the least-squares W. Returns the order, xT[i]
+    coming from x0[order[i]], and W (d, d). Stops at a fixed point. Raises ValueError for unequal shapes.
+    """
+    if x0.shape != xT.shape:
+        raise ValueError(f"LAOT pairs equal numbers of cells in the same genes, not {x0.shape} and {xT.shape}")
+    inverse, moved, order = np.linalg.pinv(x0), x0, None
+    for _ in range(iterations):
+        before, order = order, linear_sum_assignment((moved ** 2).sum(1) - 2 * xT @ moved.T)[1]
+        if before is not None and np.array_equal(before, order):
+            break
+        W = (inverse[:, order] @ xT).T                                     # pinv(x0[order]) xT, transposed
+        moved = x0 @ W.T
+    return order, W
 
 
 BASELINES = {"control": control, "perturbed mean": perturbed_mean, "linear knock-out": linear_knockout}

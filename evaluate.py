@@ -14,31 +14,30 @@ import argparse
 import json
 import os
 
-import matplotlib
 import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
 import data
 from baselines import BASELINES
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+from figures import draw_pca, draw_violins
 
 SPLITS = 5
-MEASURED, PREDICTED, CONTROLS = "#0072B2", "#D55E00", "#9A9A9A"             # Okabe and Ito: safe for colour-blind readers
-CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
 
+def squared_distances(x, y):
+    """Squared Euclidean distances (n, m) of cells x (n, N) and y (m, N)."""
+    return np.maximum((x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T, 0)
+
+
 def mean_distance(x, y, paired_with_self=False):
     """Mean Euclidean distance between cells x (n, N) and y (m, N); of distinct cells where y is x."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    squared = (x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T
+    squared = squared_distances(np.asarray(x, np.float64), np.asarray(y, np.float64))
     if paired_with_self:
         np.fill_diagonal(squared, 0)
-    distance = np.sqrt(np.maximum(squared, 0))
+    distance = np.sqrt(squared)
     return distance.sum() / (len(x) * (len(x) - 1)) if paired_with_self else distance.mean()
 
 
@@ -63,6 +62,21 @@ def emd(x, y):
     middle = (edges[1:] + edges[:-1]) / 2
     gaps = np.abs(x[(middle * len(x)).astype(int)] - y[(middle * len(y)).astype(int)])
     return float((np.diff(edges) @ gaps.astype(np.float64)).mean())
+
+
+def mmd2(x, y, gamma):
+    """Squared maximum mean discrepancy of x (n, N) and y (m, N), kernel exp(-gamma |u - v|^2): unbiased, so it may be negative.
+
+    Gretton et al. 2012, Eq. 3.
+    """
+    n, m = len(x), len(y)
+    within = ((np.exp(-gamma * squared_distances(a, a)).sum() - len(a)) / (len(a) * (len(a) - 1)) for a in (x, y))
+    return sum(within) - 2 * np.exp(-gamma * squared_distances(x, y)).sum() / (n * m)
+
+
+def gamma_by_median(x):
+    """The kernel width 1 / median |u - v|^2 over distinct cells of x (n, N), which should be training cells only."""
+    return 1 / np.median(squared_distances(x, x)[np.triu_indices(len(x), 1)])
 
 
 def activation_pcc(x, y):
@@ -183,64 +197,6 @@ def table(summary, n):
 def _coverage(scores, n):
     applies = scores["E-distance"]["all"]["conditions"]
     return "" if applies == n else f"  ({applies} of {n} conditions)"
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
-
-def draw_violins(path, screen, row, predicted, n=10):
-    """Measured and predicted expression of a condition's top DE genes, split violins (the paper's Fig. 4)."""
-    key = tuple(row["condition"].rsplit("@", 1))
-    columns = [int(np.flatnonzero(screen.genes == g)[0]) for g in row["top_genes"][:n]]
-    measured, control = (screen.X[r][:, columns].toarray() for r in (screen.groups[key], screen.controls(key[1])))
-    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    at = np.arange(len(columns))
-    for x, side, colour in ((measured, "low", MEASURED), (predicted[key][:, columns].toarray(), "high", PREDICTED)):
-        parts = axis.violinplot([jittered(c) for c in x.T], at, widths=0.9, side=side, showextrema=False)
-        for body in parts["bodies"]:
-            body.set(facecolor=colour, alpha=0.85, edgecolor="white", linewidth=0.5)
-        offset = -0.12 if side == "low" else 0.12
-        axis.scatter(at + offset, x.mean(0), s=18, color="white", edgecolor=colour, linewidth=1.2, zorder=3)
-    axis.hlines(control.mean(0), at - 0.4, at + 0.4, color="black", linewidth=1, linestyle=(0, (2, 2)))
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=MEASURED), plt.Rectangle((0, 0), 1, 1, facecolor=PREDICTED),
-               plt.Line2D([], [], color="black", linewidth=1, linestyle=(0, (2, 2)))]
-    figure.legend(handles, ["measured", "predicted", "mean of controls"], frameon=False, ncols=3, loc="outside lower center")
-    axis.set_title(f"{row['condition']}: the {len(columns)} genes that change most; circles: means", loc="left")
-    axis.set_xticks(at, [str(g) for g in screen.genes[columns]], rotation=35 if len(columns) > 6 else 0, ha="right")
-    axis.set(ylabel="expression (log1p)", ylim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def jittered(values):
-    """Values fit for a kernel density: a violin of constants has none."""
-    return values if values.std() > 1e-6 else values + np.linspace(0, 1e-2, len(values))
-
-
-def draw_pca(path, screen, rows, predicted):
-    """Measured (left) and predicted (right) cells in the two principal axes of the measured ones; one cell type."""
-    cell_type = rows[0]["condition"].rsplit("@", 1)[1]
-    keys = [k for k in (tuple(r["condition"].rsplit("@", 1)) for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
-    groups = [screen.dense(screen.groups[k]) for k in keys]
-    control = screen.dense(screen.controls(cell_type)[:500])
-    everything = np.concatenate([control, *groups])
-    centre = everything.mean(0)
-    axes_ = np.linalg.svd(everything - centre, full_matrices=False)[2][:2].T
-    share = ((everything - centre) @ axes_).var(0) / (everything - centre).var(0).sum()
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
-    for panel, title, cells in ((panels[0], "measured", groups), (panels[1], "predicted", [predicted[k].toarray() for k in keys])):
-        panel.scatter(*((control - centre) @ axes_).T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
-        for (perturbation, _), x, colour in zip(keys, cells, CONDITIONS):
-            at = (x - centre) @ axes_
-            panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
-            panel.scatter(*at.mean(0), s=110, marker="X", color=colour, edgecolor="black", linewidth=0.9, zorder=3)
-        panel.set(title=title, xlabel=f"PC 1 ({share[0]:.0%} of variance)")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title=f"{cell_type}; crosses: means", loc="outside right center", frameon=False, markerscale=1.8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 # -------------------------------------------------------------------------------------------------------- command line

@@ -6,6 +6,7 @@ import sys
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -212,3 +213,28 @@ def test_bad_input_through_the_real_command_line(folder):
     for command, message in list(bad_commands(folder))[:2]:
         result = run(*command, cwd=folder)
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_toy_data_writes_a_screen_and_refuses_where_it_cannot(tmp_path):
+    """`python toy_data.py screen OUT` makes a file that trains; a folder that is not there is one line and exit code 2."""
+    assert "200 cells x 30 genes" in done("toy_data.py", "screen", "s.h5ad", "--cells", 200, "--genes", 30, "--perturbed", 3, cwd=tmp_path)
+    assert data.read_screen(str(tmp_path / "s.h5ad")).X.shape == (200, 30)
+    result = run("toy_data.py", "screen", "no/s.h5ad", cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1 and "no/s.h5ad" in result.stderr
+    (tmp_path / "file").write_text("")
+    result = run("toy_data.py", "gaussian", "--out", "file", cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_toy_data_demonstration_prints_and_saves_its_table(tmp_path, monkeypatch, capsys):
+    """`python toy_data.py pairing` on a tiny screen: exact pairing beats chance, random pairing does not, and the CSV is what it prints."""
+    real = toy_data.simulate_screen
+    monkeypatch.setattr(toy_data, "simulate_screen", lambda genes, perturbed, cells, seed: real(60, 2, 1400, seed=seed))
+    monkeypatch.setattr(toy_data, "STRATEGIES", toy_data.STRATEGIES[:1] + toy_data.STRATEGIES[-1:])
+    monkeypatch.setattr(sys, "argv", ["toy_data.py", "pairing", "--out", str(tmp_path / "out")])
+    toy_data.main()
+    table = pd.read_csv(tmp_path / "out" / "pairing.csv")
+    assert len(table) == 12 and "recovered" in capsys.readouterr().out
+    exact, random = (table[(table["pairing"] == name) & (table["counts a gene"] == 3)] for name in ("exact", "random"))
+    assert (exact["recovered"] > 0.5).all() and (exact["rank, others"] < 0.45).all() and (exact["distance"] < 0.5).all()
+    assert (random["recovered"] < 0.2).all() and (random["rank"] > 0.3).all() and (random["distance"] > 0.8).all()

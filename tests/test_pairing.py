@@ -1,5 +1,6 @@
 """Facts about the transport plans and the pairs drawn from them."""
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from departures import Settings, coupling, draw_partners, pair, regularisation, transport_cost
+from toy_data import against_truth, gene_spaces, minibatch_covariance
 
 
 def clouds(n, m, d=5, seed=0):
@@ -34,32 +36,65 @@ def test_plans_have_uniform_marginals(method, n, m, seed):
     assert torch.allclose(plan.sum(0), torch.full((m,), 1 / m, dtype=plan.dtype), atol=1e-4)
 
 
-@pytest.mark.parametrize("n", [2, 4, 6])
-def test_exact_plan_is_the_cheapest_assignment(n):
-    """Against all n! of them."""
-    x, y = clouds(n, n, seed=n)
-    C = transport_cost(x, y)
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6), st.integers(0, 999), st.sampled_from(["sqeuclidean", "euclidean", "cosine"]))
+def test_exact_plan_is_the_cheapest_assignment(n, seed, cost):
+    """Fact 12: against all n! of them; and the plan is a permutation over n."""
+    x, y = clouds(n, n, seed=seed)
+    C = transport_cost(x, y, cost)
     plan, _ = coupling(C, "exact")
     best = min(sum(C[i, p[i]].item() for i in range(n)) for p in itertools.permutations(range(n))) / n
-    assert abs((plan * C).sum().item() - best) < 1e-9
+    assert (plan * C).sum().item() == pytest.approx(best, abs=1e-9)
+    assert sorted((plan * n).flatten().round(decimals=9).tolist()) == [0.0] * (n * n - n) + [1.0] * n
 
 
-def test_entropic_plan_has_the_sinkhorn_form():
-    """log(P_ij P_kl / (P_il P_kj)) = -(C_ij + C_kl - C_il - C_kj) / epsilon: the certificate of entropic optimality."""
-    x, y = clouds(6, 8)
-    C, epsilon = transport_cost(x, y), 1.7
-    plan, _ = coupling(C, "entropic", epsilon)
-    cross = lambda A: A[:-1, :-1] + A[1:, 1:] - A[:-1, 1:] - A[1:, :-1]  # noqa: E731
-    assert torch.allclose(cross(plan.log()), -cross(C) / epsilon, atol=1e-6)
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 40), st.integers(0, 999))
+def test_exact_pairing_in_one_dimension_sorts(n, seed):
+    """Fact 12: the k-th smallest goes to the k-th smallest, whatever the order of the rows."""
+    x, y = clouds(n, n, d=1, seed=seed)
+    partner, _ = pair(x, y, Settings(), torch.Generator().manual_seed(seed))
+    assert torch.equal(y[partner][x.squeeze(1).argsort()], y.sort(0).values)
 
 
-def test_entropic_cost_lies_between_exact_and_random_and_grows_with_epsilon():
-    x, y = clouds(20, 20)
+@pytest.mark.parametrize("n, known", [(2, 1 / math.pi), (4, 0.574), (32, 0.923)])
+def test_small_batches_bias_the_plan_as_order_statistics_say(n, known):
+    """Fact 12: exactly paired standard normals have covariance 1 at n = infinity but 1/pi, .574, .923 at n = 2, 4, 32: in closed
+    form, and of pairs that `pair` makes, within 5 standard errors."""
+    assert minibatch_covariance(n) == pytest.approx(known, abs=5e-4)
+    g = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(3200 // n):
+        x, y = torch.randn(2, n, 1, generator=g)
+        batches.append((x * y[pair(x, y, Settings(), g)[0]]).mean().item())
+    assert abs(np.mean(batches) - known) < 5 * np.std(batches) / math.sqrt(len(batches))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 8), st.integers(2, 8), st.floats(0.3, 5), st.integers(0, 999))
+def test_entropic_plan_has_the_sinkhorn_form(n, m, epsilon, seed):
+    """Fact 10: log(P_ij P_kl / (P_il P_kj)) = -(C_ij + C_kl - C_il - C_kj) / epsilon for all i, j, k, l, and uniform marginals: together
+    a certificate that this is the one entropic optimum."""
+    x, y = clouds(n, m, seed=seed)
     C = transport_cost(x, y)
-    price = lambda *a: (coupling(C, *a)[0] * C).sum().item()  # noqa: E731
-    entropic = [price("entropic", e) for e in (0.1, 1.0, 10.0, 1000.0)]
-    assert price("exact") <= entropic[0] < entropic[1] < entropic[2] < entropic[3] <= price("random") + 1e-6
-    assert entropic[0] < 1.1 * price("exact") and entropic[3] > 0.99 * price("random")
+    plan, error = coupling(C, "entropic", epsilon)
+    cross = lambda A: A - A[:1] - A[:, :1] + A[0, 0]  # noqa: E731
+    assert torch.allclose(cross(plan.log()), -cross(C) / epsilon, atol=1e-6) and error < 1e-3
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(2, 12), st.integers(0, 999))
+def test_entropic_plan_goes_from_the_assignment_to_the_product_as_epsilon_grows(n, seed):
+    """Fact 10: the cost <C, P> rises with epsilon; at its ends stand the exact plan and the independent coupling."""
+    x, y = clouds(n, n, seed=seed)
+    C = transport_cost(x, y)
+    price = lambda plan: (plan * C).sum().item()  # noqa: E731
+    plans = [coupling(C, "entropic", e * C.mean().item(), iterations=20_000)[0] for e in (0.02, 0.1, 0.5, 2.0, 1e4)]
+    exact, independent = coupling(C, "exact")[0], coupling(C, "random")[0]
+    prices = [price(exact), *map(price, plans), price(independent)]
+    assert all(a <= b + 1e-3 * prices[-1] for a, b in zip(prices, prices[1:])) and prices[0] <= prices[1] * 1.001
+    assert torch.allclose(plans[-1], independent, atol=1e-3 / n ** 2) and torch.allclose(independent, torch.full_like(C, n ** -2))
+    assert price(plans[0]) < 1.05 * prices[0] + 1e-9
 
 
 def test_bridge_epsilon_is_2_sigma_squared_and_only_for_the_squared_cost():
@@ -98,3 +133,23 @@ def test_pairing_recovers_a_small_displacement_and_random_pairing_does_not():
         partner, _ = pair(moved, x[order], Settings(pairing=method, epsilon="0.01"), torch.Generator().manual_seed(2))
         right[method] = (order[partner] == torch.arange(60)).double().mean().item()
     assert right["exact"] == 1 and right["entropic"] > 0.95 and right["random"] < 0.2
+
+
+def test_pairing_scores_know_a_perfect_pairing_and_chance():
+    """`toy_data.py pairing`: recovered, share of the pool that is nearer, distance over chance."""
+    x, _ = clouds(200, 1)
+    x, order = x.numpy(), np.arange(200)
+    assert against_truth(x, x, order) == (1.0, 0.0, 0.0)
+    found, nearer, distance = against_truth(x, x, np.random.default_rng(0).permutation(200))
+    assert found < 0.05 and abs(nearer - 0.5) < 5 * 0.29 / 200 ** 0.5 and distance == pytest.approx(1, abs=0.1)
+    second = np.linalg.norm(x[:, None] - x, axis=2).argsort(1)[:, 1]       # each cell's nearest other
+    assert against_truth(x, x, second)[1] == pytest.approx(1 / 199)
+
+
+def test_gene_spaces_are_the_genes_their_leading_axes_and_the_highest():
+    x = np.random.default_rng(0).normal(size=(400, 60)).astype(np.float32) * np.linspace(0.1, 2, 60) + np.arange(60)
+    spaces = {name: torch.from_numpy(x.astype(np.float32)) @ axes for name, axes in gene_spaces(x.astype(np.float32)).items()}
+    assert torch.allclose(spaces["all genes"], torch.from_numpy(x).float())
+    assert torch.allclose(spaces["50 highest genes"].sort(1).values, torch.from_numpy(x[:, 10:]).float().sort(1).values)
+    leading = np.linalg.eigvalsh(np.cov(x.T))[::-1][:20]
+    assert np.allclose(np.cov(spaces["20 PCs"].numpy().T), np.diag(leading), atol=1e-2)
