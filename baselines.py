@@ -71,14 +71,15 @@ def linear_knockout(screen, ridge=0.1):
 def laot(x0, xT, iterations=10):
     """Linear alternating optimal transport: cells x0 (n, d) became xT (n, d) = W x0 in an unknown order (Jafari et al. 2026).
 
-    From W = I, in turn: the cheapest assignment of W x0 to xT in squared distance, and the least-squares W. Returns the order, xT[i]
+    From W = I, in turn: the assignment of W x0 to xT that is cheapest in squared distance (which is that of the largest inner products:
+    the lengths are the same for all), and the least-squares W. Returns the order, xT[i]
     coming from x0[order[i]], and W (d, d). Stops at a fixed point. Raises ValueError for unequal shapes.
     """
     if x0.shape != xT.shape:
         raise ValueError(f"LAOT pairs equal numbers of cells in the same genes, not {x0.shape} and {xT.shape}")
     inverse, moved, order = np.linalg.pinv(x0), x0, None
     for _ in range(iterations):
-        before, order = order, linear_sum_assignment((moved ** 2).sum(1) - 2 * xT @ moved.T)[1]
+        before, order = order, linear_sum_assignment(xT @ moved.T, maximize=True)[1]
         if before is not None and np.array_equal(before, order):
             break
         W = (inverse[:, order] @ xT).T                                     # pinv(x0[order]) xT, transposed

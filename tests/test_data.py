@@ -128,6 +128,14 @@ def test_split_holds_a_gene_out_with_its_combinations(tmp_path):
         assert not any(p == "control" for p, _ in screen.held_out)
 
 
+def test_training_never_sees_a_held_out_cell(tmp_path):
+    screen = screen_of_genes(tmp_path)
+    data.split(screen, test=["KLF1"])
+    trained = np.concatenate(list(screen.training_groups().values()))
+    assert set(screen.perturbation[trained]) == set(screen.perturbation) - {"KLF1"}
+    assert len(trained) == len(screen.cells) - 6
+
+
 def test_split_column_of_the_file_overrides(tmp_path):
     obs = {"condition": ["ctrl", "KLF1+ctrl", "BAK1+ctrl"] * 4, "split": ["train", "test", "train"] * 4}
     screen = data.prepare(write(tmp_path, obs, counts=False))

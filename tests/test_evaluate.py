@@ -87,6 +87,8 @@ def test_bad_predictions_rank_below_the_controls_and_real_cells_on_top():
                "mean": np.tile(measured.mean(0), (60, 1)), "shuffled": measured[:, rng.permutation(30)], "absent": None}
     scores, ranked = score_condition(measured, controls, methods, np.random.default_rng(0))
     energy = {name: s["E-distance"]["all"] for name, s in scores.items()}
+    distances = [scores["floor"]["EMD"][genes] / scores["twin"]["EMD"][genes] for genes in ("all", "DE20", "DE40")]
+    assert 0.7 < min(distances) and max(distances) < 1.4                   # the floor is no closer than other real cells can be
     assert "absent" not in scores and set(ranked[:6]) == set(range(6))
     assert energy["twin"] < 0.5 * energy["control"] and energy["floor"] < 0.5 * energy["control"]
     assert min(energy["opposite"], energy["mean"], energy["shuffled"]) > energy["control"]

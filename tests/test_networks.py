@@ -20,6 +20,32 @@ def model_for(settings=None, targets=("g0", "g1", "other"), kind="gene"):
     return model.eval()
 
 
+def test_untrained_predictors_are_the_one_gene_answers():
+    """With silent trunks, x_theta is the Gaussian regression along the mean path and d_theta Bayes' posterior from the shifted prior."""
+    model, g = model_for(), torch.Generator().manual_seed(0)
+    model.control_fraction[:] = torch.rand(2, N, generator=g)
+    t, x, d = torch.full((4, 1), 0.4), torch.rand(4, N, generator=g), (torch.rand(4, N, generator=g) < 0.5).float()
+    k = torch.ones(4, dtype=torch.long)
+    condition = Encoded(*(p.expand(4, -1) for p in model.encoder([model.condition([("g0", 1.0)], "b")], model)))
+    start, end = model.control_level[1], model.control_level[1] + condition.level
+    mean = 0.6 * start + 0.4 * end
+    assert torch.allclose(model.predict_level(t, mean, d, k, k, condition), end, atol=1e-5)
+    assert torch.allclose(model.predict_level(t, x, d, k, k, condition) - end, model.gate(t) * (x - mean), atol=1e-5)
+    assert torch.allclose(model.predict_level(torch.ones(4, 1), x, d, k, k, condition), x, atol=1e-5)
+    expected = torch.logit(model.control_fraction[1]) + condition.logit + model.evidence(t, d, k)
+    assert condition.logit.abs().max() > 0.1 and torch.allclose(model.predict_logit(t, d, k, k, condition), expected, atol=1e-5)
+    plain = model_for(Settings(skip_gate=False))
+    assert torch.allclose(plain.predict_level(t, x, d, k, k, condition), plain.control_level[1] + condition.level, atol=1e-5)
+    assert torch.allclose(plain.predict_logit(t, d, k, k, condition), torch.logit(plain.control_fraction[1]) + condition.logit, atol=1e-5)
+
+
+def test_knock_down_takes_a_target_from_its_mean_to_zero_in_standard_deviations():
+    model = model_for()
+    model.gene_scale[1] = 0.25
+    got = model.knock_down(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 0]))         # targets g0, g1, g1, one not measured
+    assert torch.allclose(got, torch.tensor([-0.5, -2.0, -4.0, -1.0]))
+
+
 def test_no_perturbation_shifts_nothing_and_effects_of_several_targets_add():
     model = model_for()
     null, one, two, both = (model.encoder([model.condition([(g, 1.0) for g in genes], "a")], model)

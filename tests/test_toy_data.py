@@ -56,6 +56,24 @@ def test_measured_effects_follow_the_true_ones(screen):
     assert np.corrcoef(np.concatenate(seen), np.concatenate(truth))[0, 1] > 0.8
 
 
+def test_effects_are_the_networks_own(screen):
+    """(I - W) effect is the knock-down at the target and nothing elsewhere: it travels every road of the network, once."""
+    W, symbols = screen.varp["grn"].toarray(), list(screen.var["gene_name"])
+    for gene, effect in screen.varm["effect"].items():
+        source = (np.eye(60) - W) @ effect.to_numpy()
+        at = symbols.index(gene)
+        assert np.log(0.05) <= source[at] <= np.log(0.25) and np.abs(np.delete(source, at)).max() < 1e-9
+
+
+def test_control_noise_travels_the_same_network():
+    """Genes without edges between their ancestors do not co-vary; parent and child do, with the edge's sign."""
+    adata = simulate_screen(60, 6, 4000, seed=1)
+    W, counts = adata.varp["grn"].toarray(), np.log1p(adata.layers["counterfactual"].toarray())
+    R = np.corrcoef(counts[adata.obs["cell_type"] == "typeA"].T)
+    edges = W[np.abs(W) > 0.6]
+    assert len(edges) > 5 and np.corrcoef(R[np.abs(W) > 0.6], edges)[0, 1] > 0.7
+
+
 def test_a_cell_resembles_its_own_counterfactual_more_than_another(screen):
     """The truth that pairing is scored against: state, cell type, noise and depth are shared."""
     X = np.log1p(screen.layers["counts"].toarray()[-300:])

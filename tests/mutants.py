@@ -1,0 +1,247 @@
+"""Small wrong edits of the project, each a plausible mistake that some test must catch.
+
+    python tests/mutants.py              every one, two at a time: about 5 minutes on 2 CPU cores
+    python tests/mutants.py sinkhorn     those whose text or reason holds this word
+
+Each is applied alone to a scratch copy, and the tests named above it run there until one fails: killed. It fails when one survives, when
+an old text no longer stands exactly once, or when those tests fail without any edit (they would kill everything).
+"""
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wrong)]
+    "test_brownian_bridge.py": [
+        ("departures.py", "return (1 - t) * x0 + t * xT + sigma", "return t * x0 + (1 - t) * xT + sigma",
+         "the bridge runs backwards: its ends are exchanged"),
+        ("departures.py", "sigma * torch.sqrt(t * (1 - t)) * z", "sigma * t * (1 - t) * z", "standard deviation and variance confused"),
+        ("departures.py", "t * xT + sigma * torch.sqrt(t * (1 - t)) * z", "t * xT + torch.sqrt(t * (1 - t)) * z", "sigma forgotten"),
+        ("departures.py", "sigma * torch.sqrt(t * (1 - t)) * z", "sigma * torch.sqrt(t) * z",
+         "Brownian motion instead of a bridge: Eq. 7 with nothing that pins the end"),
+        ("departures.py", "return (xT - x) / (1 - t)", "return (xT - x)", "the drift forgets the time that is left"),
+        ("departures.py", "return (xT - x) / (1 - t)", "return (x - xT) / (1 - t)", "sign of the drift"),
+        ("departures.py", "sigma * math.sqrt(h) * z", "sigma * h * z", "sqrt(h) became h"),
+        ("departures.py", "x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h) * z", "x + h * bridge_drift(x, xT, t)",
+         "no noise: an ODE instead of Eq. 16"),
+        ("departures.py", "sigma * math.sqrt(h * left / (1 - t)) * z", "sigma * math.sqrt(h) * z",
+         "the exact step leaves Euler-Maruyama's noise at T"),
+        ("departures.py", "left = max(1 - t - h, 0.0)", "left = max(1 - t, 0.0)", "variance of the exact step at its start, not its end"),
+        ("departures.py", "c = torch.tanh(self.correlation) * s0 * sT", "c = torch.tanh(self.correlation) * s0", "covariance lacks a scale"),
+        ("departures.py", "+ 2 * t * (1 - t) * c + (t * sT) ** 2", "+ t * (1 - t) * c + (t * sT) ** 2",
+         "the cross term of the variance counted once"),
+        ("departures.py", "((1 - t) * c + t * sT ** 2) / variance", "(t * c + (1 - t) * sT ** 2) / variance", "the gate runs backwards in time"),
+        ("departures.py", "(t * sT) ** 2 + self.settings.sigma ** 2 * t * (1 - t)", "(t * sT) ** 2",
+         "the gate forgets the bridge's own noise"),
+    ],
+    "test_discrete_bridge.py": [
+        ("departures.py", "torch.where(u < KAPPA[kappa](t), dT, d0)", "torch.where(u < KAPPA[kappa](t), d0, dT)", "kappa and 1 - kappa exchanged"),
+        ("departures.py", "u = torch.rand(d0.shape, generator", "u = torch.rand((len(d0), 1), generator", "all genes of a cell switch together"),
+        ("departures.py", "return KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t))", "return KAPPA[kappa](t) / (1 - KAPPA[kappa](t))",
+         "Eq. 13 as printed"),
+        ("departures.py", "return KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t))", "return 2 * KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t))", "rate x 2"),
+        ("departures.py", "(p_y - (y == d).to(p_on.dtype))", "p_y", "the rate never leaves a state: columns do not sum to 0"),
+        ("departures.py", "p_y = torch.where(y == 1, p_on, 1 - p_on)", "p_y = torch.where(y == 1, 1 - p_on, p_on)", "on and off exchanged"),
+        ("departures.py", "torch.where(jump < (then - now) / (1 - now), (on < p_on)", "torch.where(jump < 0, (on < p_on)", "never jump"),
+        ("departures.py", "torch.where(jump < (then - now) / (1 - now), (on < p_on)", "torch.where(jump < 10 * (then - now) / (1 - now), (on < p_on)",
+         "jumps x 10"),
+        ("departures.py", "jump < (then - now) / (1 - now)", "jump < (then - now)", "the time that is left is forgotten: the last step keeps most genes"),
+        ("departures.py", "(on < p_on).to(d.dtype), d)", "1 - d, d)", "a jump always flips instead of drawing from the posterior"),
+        ("departures.py", "(on < p_on).to(d.dtype), d)", "(jump < p_on).to(d.dtype), d)", "one uniform number for two decisions"),
+        ("departures.py", '"quadratic": lambda t: 2 * t', '"quadratic": lambda t: t', "slope of the quadratic schedule"),
+        ("departures.py", '"cosine": lambda t: 1 - torch.cos(0.5 * math.pi * t)', '"cosine": lambda t: torch.sin(0.5 * math.pi * t)',
+         "another curve from 0 to 1, which no longer fits its slope"),
+        ("departures.py", "if_on = torch.log((kappa + (1 - kappa) * on) / ((1 - kappa) * off))", "if_on = torch.log((kappa + (1 - kappa) * on) / off)",
+         "the evidence of an expressed gene does not grow with time"),
+        ("departures.py", "return torch.where(d == 1, if_on, if_off)", "return torch.where(d == 1, if_off, if_on)", "evidence of on and off exchanged"),
+    ],
+    "test_pairing.py": [
+        ("departures.py", "- 2 * xT @ x0.T", "+ 2 * xT @ x0.T", "sign of the cross term of the squared distance"),
+        ("departures.py", 'if cost == "sqeuclidean" else squared.clamp_min(0).sqrt()', 'if cost != "sqeuclidean" else squared.clamp_min(0).sqrt()',
+         "Euclidean and squared exchanged"),
+        ("departures.py", "return 1 - F.normalize(xT, dim=1)", "return 1 - F.normalize(xT, dim=0)", "cosine over cells instead of genes"),
+        ("departures.py", "return 2 * sigma ** 2", "return sigma ** 2", "epsilon of half the cost with the whole cost"),
+        ("departures.py", "* C.max().item()", "* C.mean().item()", "the released code's epsilon is of the largest cost"),
+        ("departures.py", "sinkhorn_log(a, b, C, reg=epsilon", "sinkhorn_log(a, b, C, reg=C.mean().item()", "Sinkhorn ignores epsilon"),
+        ("departures.py", "sinkhorn_log(a, b, C, reg=epsilon", "sinkhorn_log(a, b, -C, reg=epsilon", "Sinkhorn pairs the farthest cells"),
+        ("departures.py", 'if method == "random":\n        plan', 'if method != "exact":\n        plan', "Sinkhorn returns the independent coupling"),
+        ("departures.py", "C.double().cpu().numpy(),\n                                      numItermax", "-C.double().cpu().numpy(),\n                                      numItermax",
+         "the exact plan is the dearest one"),
+        ("departures.py", "cumulative = plan.double().cumsum(1)", "cumulative = plan.sum(0, keepdim=True).expand_as(plan).double().cumsum(1)",
+         "partners drawn from the marginal: the plan is thrown away"),
+        ("departures.py", ".squeeze(1).clamp_max(plan.shape[1] - 1)", ".squeeze(1).sub(1).clamp(0, plan.shape[1] - 1)", "partners off by one"),
+        ("departures.py", "C = transport_cost(xT, x0, settings.cost)", "C = transport_cost(x0, xT, settings.cost)", "rows are controls: the plan is transposed"),
+        ("departures.py", "(plan.sum(1) * n - 1).abs().max().item(), (plan.sum(0) * m - 1)", "(plan.sum(1) * n - 1).abs().min().item(), (plan.sum(1) * n - 1)",
+         "Sinkhorn's failure to converge goes unseen"),
+    ],
+    "test_schrodinger_bridge.py": [
+        ("toy_data.py", "return (S @ D @ np.linalg.inv(S) - sigma ** 2 * identity) / 2", "return (D - sigma ** 2 * identity) / 2",
+         "right in one dimension only: S and D do not commute"),
+        ("toy_data.py", "4 * S @ S1 @ S + sigma ** 4 * identity", "4 * S @ S1 @ S + sigma ** 2 * identity", "power of sigma in the closed form"),
+        ("toy_data.py", "pull = C.T + t * S1 - (1 - t) * S0 - t * (C + C.T + noise)", "pull = C.T + t * S1 - (1 - t) * S0 - t * (C + C.T)",
+         "the learned drift forgets the bridge's noise"),
+    ],
+    "test_loss_and_sampler.py": [
+        ("departures.py", "return (dT * (xT - predicted) ** 2).sum(1)", "return ((xT - predicted) ** 2).sum(1)", "the mask is dropped"),
+        ("departures.py", ".div(dT.sum(1).clamp_min(1)).mean()", ".div(dT.shape[1]).mean()", "a mean over all genes instead of the expressed ones"),
+        ("departures.py", "d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)", "d0, dT = (x0 != 0).to(x0), (x0 != 0).to(xT)",
+         "the activation that is learned is the control's"),
+        ("departures.py", "(values.fill(x, populations[:, i], generator) for i, x", "(values.fill(x, populations[:, 0], generator) for i, x",
+         "the perturbed cell's silent genes are filled from controls"),
+        ("departures.py", "dt = mixture_sample(d0, dT, t, settings.kappa, generator)", "dt = mixture_sample(d0, dT, 1 - t, settings.kappa, generator)",
+         "the two bridges run at different times"),
+        ("departures.py", "xt = bridge_sample(x0, end, t, settings.sigma, generator)", "xt = bridge_sample(end, x0, t, settings.sigma, generator)",
+         "the training path starts at the perturbed cell"),
+        ("departures.py", "condition = Encoded(*(part[which] for part in encoded))", "condition = Encoded(*(part[which.sort()[0]] for part in encoded))",
+         "pairs meet the conditions of other pairs"),
+        ("departures.py", "level * d, level", "level * (1 - d), level", "Eq. 18 keeps the silent genes"),
+        ("departures.py", "level = x.clamp_min(0)", "level = x", "negative expression"),
+        ("departures.py", "step = exact_bridge_step if settings.exact_step else euler_maruyama_step", "step = exact_bridge_step",
+         "--no-exact-step does nothing"),
+        ("departures.py", "d = ctmc_step(d, p_on, t, h, settings.kappa, generator)", "d = ctmc_step(d, p_on, t, h, \"linear\", generator)",
+         "sampling ignores the schedule that was trained"),
+        ("departures.py", "x = values.fill(x0, cell_type, generator)", "x = x0", "if-expressed in training, zeros in sampling"),
+        ("departures.py", "return torch.where(x != 0, x, draw)", "return torch.where(x == 0, x, draw)", "expressed levels are overwritten"),
+        ("departures.py", "index = start + torch.minimum((u * count).long(), count - 1)", "index = start", "every draw is the first value"),
+        ("departures.py", "hide = hide | (u < self.settings.label_dropout)", "hide = hide | (u > self.settings.label_dropout)",
+         "labels are hidden with the opposite probability"),
+    ],
+    "test_networks.py": [
+        ("departures.py", "return logit + self.evidence(t, d, cell_type) if self", "return logit - self.evidence(t, d, cell_type) if self",
+         "the gene's own state counts against it"),
+        ("departures.py", "return end + self.gate(t) * (x - (1 - t) * start - t * end) + residual",
+         "return end + self.gate(t) * (x - start) + residual", "the gate's prior mean does not move with time"),
+        ("departures.py", "start, scale = self.control_level[cell_type], self.level_scale", "start, scale = self.control_mean[cell_type], self.level_scale",
+         "the mean with zeros instead of the mean if expressed"),
+        ("departures.py", "fall = -self.control_mean[cell_type, gene]", "fall = self.control_mean[cell_type, gene]", "sign of the knock-down"),
+        ("departures.py", "signal = torch.where(held == 1, held, signal @ W.T)", "signal = torch.where(held == 1, held, signal @ W)",
+         "messages run against the edges"),
+        ("departures.py", "signal = torch.where(held == 1, held, signal @ W.T)", "signal = signal @ W.T", "the silenced gene answers to its regulators"),
+        ("departures.py", "(R.abs() > threshold)", "(R > threshold)", "negative co-expression is not an edge"),
+        ("departures.py", "effects[part] = fit[part]", "pass", "a target's row has seen its own knock-down"),
+        ("departures.py", "settled = torch.linalg.inv(torch.eye(P).to(S) - edges[nodes])", "settled = torch.eye(P).to(S) + 0 * edges[nodes]",
+         "targets do not act on each other"),
+        ("departures.py", "known = known & (torch.rand(C, generator=generator, device=device) >= self.dropout)[c]", "pass",
+         "the memory is never hidden, so the network never has to explain anything"),
+        ("departures.py", "z = torch.where(known[:, None], self.target(p), unknown)", "z = self.target(p)", "unseen targets get an untrained memory"),
+        ("departures.py", "state = torch.cat([state * d, d], 1)", "state = torch.cat([state, d], 1)", "silent genes' drawn levels are shown"),
+        ("departures.py", "return mean * (1 - chance /", "return mean * (1 + chance /", "shrinkage that expands"),
+        ("departures.py", "torch.sigmoid(slope.exp() * (torch.log10", "torch.sigmoid(-slope.exp() * (torch.log10", "more drug, less effect"),
+    ],
+    "test_data.py": [
+        ("data.py", "scale = np.median(total[total > 0])", "scale = np.mean(total[total > 0])", "Scanpy normalises to the median library"),
+        ("data.py", "X.data = np.log1p(X.data * np.repeat(", "X.data = np.log(X.data * np.repeat(", "log of a normalised count instead of log1p"),
+        ("data.py", 'return "+".join(sorted(set(parts))) or CONTROL', 'return "+".join(parts) or CONTROL', "A+B and B+A are two perturbations"),
+        ("data.py", "if counts and (X.data == np.round(X.data)).all():", "if counts:", "log1p data are logged again"),
+        ("data.py", "variance = (np.asarray(E.multiply(E).mean(0)).ravel() - mean ** 2) * n / max(n - 1, 1)\n    mean[mean == 0] = 1e-12\n    dispersion = np.log(np.where(variance > 0, variance / mean, np.nan))",
+         "variance = (np.asarray(E.multiply(E).mean(0)).ravel() - mean ** 2) * n / max(n - 1, 1)\n    mean[mean == 0] = 1e-12\n    dispersion = -np.log(np.where(variance > 0, variance / mean, np.nan))",
+         "the least variable genes are kept"),
+        ("data.py", "rank = np.where(np.isin(screen.genes, list(targets)), np.inf,", "rank = np.where(np.isin(screen.genes, list(targets)), -np.inf,",
+         "perturbed genes are thrown out first"),
+        ("data.py", "held = {p for p in genes_of if genes_of[p] & chosen}", "held = {p for p in genes_of if genes_of[p] <= chosen}",
+         "pairs with a held-out gene leak into training"),
+        ("data.py", "start, count = np.where(silent, start[-1], start), np.where(silent, count[-1], count)", "pass",
+         "a gene silent in a population has nothing to draw"),
+        ("data.py", "return {key: rows for key, rows in self.groups.items() if key not in self.held_out}", "return dict(self.groups)",
+         "held-out cells are trained on"),
+        ("data.py", "offset = np.cumsum([0] + [t.nnz for t in tables[:-1]])", "offset = np.cumsum([t.nnz for t in tables])",
+         "draws come from the next population"),
+    ],
+    "test_evaluate.py": [
+        ("evaluate.py", "energy if squared else energy ** 0.5", "energy ** 0.5 if squared else energy", "root and square exchanged"),
+        ("evaluate.py", "2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True)",
+         "2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)", "biased: a cell's distance to itself counts"),
+        ("evaluate.py", "2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True)",
+         "mean_distance(x, y) - mean_distance(x, x, True) / 2 - mean_distance(y, y, True) / 2", "half the energy distance"),
+        ("evaluate.py", "x, y = np.sort(x, 0), np.sort(y, 0)", "x, y = np.sort(x, 1), np.sort(y, 1)", "genes sorted within cells"),
+        ("evaluate.py", "gaps = np.abs(x[(middle * len(x)).astype(int)] - y[(middle * len(y)).astype(int)])",
+         "gaps = np.abs(x[(middle * len(x)).astype(int)] - y[(middle * len(x)).astype(int) % len(y)])", "quantiles of unequal samples misaligned"),
+        ("evaluate.py", "return 1 - (score - floor) / (control - floor)", "return (score - floor) / (control - floor)", "the gap left instead of the gap closed"),
+        ("evaluate.py", "a, b = (x > 0).mean(0), (y > 0).mean(0)", "a, b = x.mean(0), y.mean(0)", "correlation of means instead of activation"),
+        ("evaluate.py", "ranked = np.argsort(-welch_t(measured, controls)", "ranked = np.argsort(welch_t(measured, controls)",
+         "the twenty genes that change least"),
+        ("evaluate.py", 'rivals["floor"] = measured[order[half:2 * half]]', 'rivals["floor"] = target', "the floor scored against itself"),
+        ("evaluate.py", "axis=0, equal_var=False", "axis=0, equal_var=True", "Student's t where Welch's is meant"),
+    ],
+    "test_trackability.py": [
+        ("evaluate.py", "- 2 * np.exp(-gamma * squared_distances(x, y)).sum() / (n * m)", "- np.exp(-gamma * squared_distances(x, y)).sum() / (n * m)",
+         "the cross term of MMD^2 counted once"),
+        ("evaluate.py", "(np.exp(-gamma * squared_distances(a, a)).sum() - len(a))", "(np.exp(-gamma * squared_distances(a, a)).sum())",
+         "biased MMD^2: a cell's kernel with itself counts"),
+        ("toy_data.py", "middle, half = (G[i, i] + G[j, j]) / 2, np.hypot((G[i, i] - G[j, j]) / 2, G[i, j])", "middle, half = (G[i, i] + G[j, j]) / 2, np.abs(G[i, j])",
+         "eigenvalues of a Gram matrix as if all cells had one length"),
+        ("toy_data.py", "np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), smallest / 2", "np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), smallest",
+         "cells may move their whole distance"),
+        ("baselines.py", "xT @ moved.T, maximize=True", "xT @ moved.T", "the dearest assignment"),
+        ("baselines.py", "moved = x0 @ W.T", "moved = x0 @ W", "the map is applied transposed"),
+        ("baselines.py", "W = (inverse[:, order] @ xT).T", "W = (inverse @ xT).T", "W is fitted to cells in the wrong order"),
+        ("toy_data.py", "return rng.normal(0, d ** -0.5, (n, d)), E / np.linalg.norm(E)", "return rng.normal(0, 1, (n, d)), E / np.linalg.norm(E)",
+         "cells of length sqrt(d)"),
+    ],
+    "test_toy_data.py": [
+        ("toy_data.py", "spread = np.linalg.inv(np.eye(n_genes) - W)", "spread = np.eye(n_genes) + W.T", "effects travel one edge, backwards"),
+        ("toy_data.py", "mean * rng.gamma(1 / dispersion, dispersion, mean.shape)", "mean", "Poisson instead of negative binomial"),
+        ("toy_data.py", "shift = np.where(penetrant[:, None], effect.T[which], 0)", "shift = effect.T[which]", "controls and escaped cells are knocked down too"),
+        ("toy_data.py", "counts, counterfactual = sequence(log_rate + shift), sequence(log_rate)", "counts, counterfactual = sequence(log_rate + shift), sequence(log_rate + shift)",
+         "the counterfactual is perturbed"),
+        ("toy_data.py", "np.log1p(counts / np.maximum(total, 1) * np.median(total))", "np.log1p(counts / np.maximum(total, 1) * 1e4)",
+         "another library size than the loader's"),
+    ],
+}
+
+
+def run(task):
+    """(name, verdict, seconds) of one edit, or of no edit, in a scratch copy. Runs in a process of its own, with torch imported."""
+    tests, edit = task
+    began, folder = time.time(), tempfile.mkdtemp()
+    for name in [f for f in os.listdir(ROOT) if f.endswith(".py")] + ["tests"]:
+        copy = shutil.copytree if name == "tests" else shutil.copy
+        copy(f"{ROOT}/{name}", f"{folder}/{name}")
+    if edit:
+        path = f"{folder}/{edit[0]}"
+        text = open(path).read()
+        if text.count(edit[1]) != 1:
+            return task, f"old text stands {text.count(edit[1])} times", 0.0
+        with open(path, "w") as f:
+            f.write(text.replace(edit[1], edit[2]))
+    os.chdir(folder)
+    sys.path[:0] = [folder, f"{folder}/tests"]
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    import hypothesis
+    import pytest
+    import torch
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], derandomize=True,
+                                         database=None, deadline=None)
+    hypothesis.settings.load_profile("mutants")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"{folder}/tests/{t}" for t in tests.split())])
+    shutil.rmtree(folder)
+    verdict = {0: "survived" if edit else "passes", 1: "killed" if edit else "FAILS"}.get(int(code), f"broken: pytest ended with {int(code)}")
+    return task, verdict, time.time() - began
+
+
+def main(word="", mutants=None):
+    """Run all edits that hold the word; the exit code counts those that were not killed."""
+    import anndata, hypothesis, matplotlib, ot, pytest, scipy.stats, torch  # noqa: E401, F401  once, before the processes fork
+    mutants = mutants or MUTANTS
+    edits = [(tests, edit) for tests, rows in mutants.items() for edit in rows if word.lower() in " ".join(edit).lower()]
+    tasks = [(tests, None) for tests in dict.fromkeys(tests for tests, _ in edits)] + edits
+    bad = 0
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        for (tests, edit), verdict, seconds in pool.imap_unordered(run, tasks, chunksize=1):
+            bad += verdict not in ("killed", "passes")
+            print(f"{verdict:>10}  {seconds:4.0f} s  {tests}  {f'{edit[0]}: {edit[3]}' if edit else 'without any edit'}", flush=True)
+    print(f"{len(edits)} edits, all killed" if not bad else f"{bad} of {len(tasks)} runs did not end as they should")
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))
