@@ -15,6 +15,14 @@ import sys
 import tempfile
 import time
 
+import anndata  # noqa: F401  these are imported once, before the processes fork
+import hypothesis
+import matplotlib  # noqa: F401
+import ot  # noqa: F401
+import pytest
+import scipy.stats  # noqa: F401
+import torch
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wrong)]
@@ -196,42 +204,55 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
 }
 
 
-def run(task):
-    """(name, verdict, seconds) of one edit, or of no edit, in a scratch copy. Runs in a process of its own, with torch imported."""
-    tests, edit = task
-    began, folder = time.time(), tempfile.mkdtemp()
-    for name in [f for f in os.listdir(ROOT) if f.endswith(".py")] + ["tests"]:
-        copy = shutil.copytree if name == "tests" else shutil.copy
-        copy(f"{ROOT}/{name}", f"{folder}/{name}")
+def scratch_copy(folder, edit):
+    """The project's Python files in a folder, with the edit applied. Raises ValueError if its old text is not there exactly once."""
+    for name in os.listdir(ROOT):
+        if name.endswith(".py"):
+            shutil.copy(f"{ROOT}/{name}", folder)
+    shutil.copytree(f"{ROOT}/tests", f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__"))
     if edit:
-        path = f"{folder}/{edit[0]}"
-        text = open(path).read()
-        if text.count(edit[1]) != 1:
-            return task, f"old text stands {text.count(edit[1])} times", 0.0
-        with open(path, "w") as f:
-            f.write(text.replace(edit[1], edit[2]))
-    os.chdir(folder)
-    sys.path[:0] = [folder, f"{folder}/tests"]
-    sys.dont_write_bytecode = True
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
-    import hypothesis
-    import pytest
-    import torch
-    torch.set_num_threads(1)
-    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], derandomize=True,
-                                         database=None, deadline=None)
-    hypothesis.settings.load_profile("mutants")
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"{folder}/tests/{t}" for t in tests.split())])
-    shutil.rmtree(folder)
-    verdict = {0: "survived" if edit else "passes", 1: "killed" if edit else "FAILS"}.get(int(code), f"broken: pytest ended with {int(code)}")
+        name, old, new, _ = edit
+        with open(f"{folder}/{name}", "r+") as f:
+            text = f.read()
+            if text.count(old) != 1:
+                raise ValueError(f"old text stands {text.count(old)} times")
+            f.seek(0)
+            f.write(text.replace(old, new))
+            f.truncate()
+
+
+def too_long(*_):
+    raise TimeoutError("an edit that runs for ever counts as caught")
+
+
+def run(task):
+    """(task, verdict, seconds) of one edit, or of none, in a scratch copy; in a process of its own that has torch already."""
+    tests, edit = task
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        try:
+            scratch_copy(folder, edit)
+        except ValueError as e:
+            return task, str(e), 0.0
+        os.chdir(folder)
+        sys.path[:0] = [folder, f"{folder}/tests"]
+        sys.dont_write_bytecode = True
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGALRM, too_long)
+        signal.alarm(300)
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"{folder}/tests/{name}" for name in tests.split())]))
+        os.chdir(ROOT)
+    verdict = {0: "survived" if edit else "passes", 1: "killed" if edit else "FAILS"}.get(code, f"broken: pytest ended with {code}")
     return task, verdict, time.time() - began
 
 
 def main(word="", mutants=None):
-    """Run all edits that hold the word; the exit code counts those that were not killed."""
-    import anndata, hypothesis, matplotlib, ot, pytest, scipy.stats, torch  # noqa: E401, F401  once, before the processes fork
+    """Run all edits that hold the word; returns 1 if one was not killed."""
     mutants = mutants or MUTANTS
+    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], derandomize=True,
+                                         database=None, deadline=None)     # finding a failure is enough: no shrinking
+    hypothesis.settings.load_profile("mutants")
     edits = [(tests, edit) for tests, rows in mutants.items() for edit in rows if word.lower() in " ".join(edit).lower()]
     tasks = [(tests, None) for tests in dict.fromkeys(tests for tests, _ in edits)] + edits
     bad = 0

@@ -120,6 +120,8 @@ def test_rates_out_of_a_state_sum_to_zero_and_only_staying_is_negative(p, t, kap
         rate = [ctmc_rate(f64(y), f64(d), f64(p), f64(t), kappa).item() for y in (0.0, 1.0)]
         assert abs(sum(rate)) < 1e-9 * (1 + abs(rate[0]))
         assert rate[int(1 - d)] >= 0 >= rate[int(d)]
+        if 0.05 < p < 0.95 and t > 0.05:                                   # the quadratic and cosine schedules start at rest
+            assert rate[int(1 - d)] > 0 > rate[int(d)]
 
 
 @schedules
@@ -143,7 +145,7 @@ def test_printed_eq_17_is_no_probability_and_the_corrected_one_is(p, i):
     t, h = i / 50, 1 / 50
     for d in (0.0, 1.0):
         law = [(y == d) + h * ctmc_rate(f64(y), f64(d), f64(p), f64(t)).item() for y in (0.0, 1.0)]
-        assert sum(law) == pytest.approx(1) and min(law) > -1e-12
+        assert sum(law) == pytest.approx(1) and min(law) > -1e-12 and law[1] == pytest.approx(d + h / (1 - t) * (p - d))
         printed = [(y == d) + h / (1 - t) * (p if y else 1 - p) for y in (0.0, 1.0)]
         assert sum(printed) == pytest.approx(1 + h / (1 - t)) and sum(printed) > 1.01
 
