@@ -82,7 +82,8 @@ def draw_gaussian(path, table, known):
         panel.axhline(1, color="black", linewidth=0.8)
         for how, (colour, marker) in STYLE.items():
             mine = table[(table["dimensions"] == d) & (table["pairing"] == how)]
-            panel.plot(mine["batch"], mine["bridge in theory"], color=colour, linewidth=1.2)
+            panel.plot(mine["batch"], mine["bridge in theory"], color=colour, linewidth=1.2,
+                       label="lines: trained bridge in theory" if how == "exact" else None)
             panel.plot(mine["batch"], mine["bridge"], marker, color=colour, label=f"{how}: trained bridge")
             panel.plot(mine["batch"], mine["pairs"], marker + ":", color=colour, mfc="white", label=f"{how}: its training pairs")
         if d == 1:

@@ -144,7 +144,7 @@ def test_trackability_demonstration_writes_its_numbers_and_figure(tmp_path, monk
     monkeypatch.setattr(toy_data.multiprocessing, "get_context", lambda _: type("", (), {"Pool": Here}))
     monkeypatch.setattr(toy_data, "fit_bridge", lambda *a, **k: lambda start: start)
     bridges = toy_data.trackability(str(tmp_path), trials=2)
-    assert len(bridges) == 10 and (tmp_path / "trackability.png").stat().st_size > 10_000
+    assert len(bridges) == 8 and (tmp_path / "trackability.png").stat().st_size > 10_000
     assert len((tmp_path / "grid.csv").read_text().splitlines()) == 13
 
 
