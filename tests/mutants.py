@@ -84,6 +84,7 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("departures.py", "cumulative = plan.double().cumsum(1)", "cumulative = plan.sum(0, keepdim=True).expand_as(plan).double().cumsum(1)",
          "partners drawn from the marginal: the plan is thrown away"),
         ("departures.py", ".squeeze(1).clamp_max(plan.shape[1] - 1)", ".squeeze(1).sub(1).clamp(0, plan.shape[1] - 1)", "partners off by one"),
+        ("departures.py", "C = transport_cost(xT, x0, settings.cost)", "C = transport_cost(xT, x0)", "--cost does nothing"),
         ("departures.py", "C = transport_cost(xT, x0, settings.cost)", "C = transport_cost(x0, xT, settings.cost)", "rows are controls: the plan is transposed"),
         ("departures.py", "(plan.sum(1) * n - 1).abs().max().item(), (plan.sum(0) * m - 1)", "(plan.sum(1) * n - 1).abs().min().item(), (plan.sum(1) * n - 1)",
          "Sinkhorn's failure to converge goes unseen"),
@@ -132,6 +133,8 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
          "messages run against the edges"),
         ("departures.py", "signal = torch.where(held == 1, held, signal @ W.T)", "signal = signal @ W.T", "the silenced gene answers to its regulators"),
         ("departures.py", "(R.abs() > threshold)", "(R > threshold)", "negative co-expression is not an edge"),
+        ("departures.py", "seen = ~(knock[:, part] != 0).any(1)", "seen = ~(knock[:, part] != 0).all(1)", "folds of two leak their knock-downs"),
+        ("departures.py", "/ max(len(z) * (len(z) - 1), 1)", "/ max(len(z) - 1, 1)", "the spread of one memory, not of the mean"),
         ("departures.py", "effects[part] = fit[part]", "pass", "a target's row has seen its own knock-down"),
         ("departures.py", "settled = torch.linalg.inv(torch.eye(P).to(S) - edges[nodes])", "settled = torch.eye(P).to(S) + 0 * edges[nodes]",
          "targets do not act on each other"),
@@ -175,6 +178,11 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("evaluate.py", "ranked = np.argsort(-welch_t(measured, controls)", "ranked = np.argsort(welch_t(measured, controls)",
          "the twenty genes that change least"),
         ("evaluate.py", 'rivals["floor"] = measured[order[half:2 * half]]', 'rivals["floor"] = target', "the floor scored against itself"),
+        ("evaluate.py", 'rivals["floor"] = measured[order[half:2 * half]]', 'rivals["floor"] = measured[rng.permutation(len(measured))[:half]]',
+         "the floor shares cells with the half that it is scored against"),
+        ("evaluate.py", "X = X[:, [where[g] for g in names]]", "X = X[:, sorted(where[g] for g in names)]", "genes compared with other genes"),
+        ("baselines.py", "np.linalg.inv(S[P] / cells +", "np.linalg.inv(S[P] +", "a sum of squares for a covariance"),
+        ("baselines.py", "return shifted(x0, -sum(", "return shifted(x0, sum(", "a knock-out that raises"),
         ("evaluate.py", "axis=0, equal_var=False", "axis=0, equal_var=True", "Student's t where Welch's is meant"),
     ],
     "test_trackability.py": [
@@ -221,8 +229,12 @@ def scratch_copy(folder, edit):
             f.truncate()
 
 
+late = []
+
+
 def too_long(*_):
-    raise TimeoutError("an edit that runs for ever counts as caught")
+    late.append(True)
+    raise TimeoutError("this edit runs for ever, or its tests are slow")
 
 
 def run(task):
@@ -240,9 +252,12 @@ def run(task):
         torch.set_num_threads(1)
         signal.signal(signal.SIGALRM, too_long)
         signal.alarm(300)
+        late.clear()
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"{folder}/tests/{name}" for name in tests.split())]))
         os.chdir(ROOT)
+    if late:                                                               # caught or not, nobody knows
+        return task, "too long", time.time() - began
     verdict = {0: "survived" if edit else "passes", 1: "killed" if edit else "FAILS"}.get(code, f"broken: pytest ended with {code}")
     return task, verdict, time.time() - began
 

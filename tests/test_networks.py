@@ -79,6 +79,11 @@ def test_unseen_target_gets_the_shrunken_mean_of_those_seen():
     with torch.no_grad():
         model.encoder.target.weight[:2] = 1.0
     assert torch.allclose(model.encoder.expected(), torch.ones(64))
+    with torch.no_grad():                                                  # 4 and 2, each gene shift as large as the memory itself
+        model.encoder.target.weight[0], model.encoder.target.weight[1] = 4.0, 2.0
+        model.encoder.memory.weight.zero_()[:, 0] = 1.0
+    chance = (1 + 1) / (2 * 1)                                             # the error of a mean of two: sum of squares / n (n - 1)
+    assert torch.allclose(model.encoder.expected(), torch.tensor(3 * (1 - chance / 9)))
 
 
 def test_what_nothing_is_known_of_is_refused():
@@ -137,11 +142,11 @@ def test_cross_fitted_rows_do_not_see_their_own_knock_down():
     """Turning a training target's measured shift upside down must not turn its own row."""
     truth, R, _ = simulated_equations()
     R_, knock = torch.tensor(R, dtype=torch.float32), -torch.eye(6)[:4]
-    rows = []
+    rows = []                                                              # two targets to a fold
     for sign in (1, -1):
         shift = torch.tensor(-truth[:4], dtype=torch.float32)
         shift[0] *= sign
-        rows.append(structural_effects(R_, 5000, torch.arange(6), knock, shift, torch.full_like(shift, 0.003), folds=4,
+        rows.append(structural_effects(R_, 5000, torch.arange(6), knock, shift, torch.full_like(shift, 0.003), folds=2,
                                        factors=1, steps=100)[0])
     assert torch.allclose(*rows) and rows[0].abs().max() > 0.1
 

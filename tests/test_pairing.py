@@ -106,6 +106,17 @@ def test_bridge_epsilon_is_2_sigma_squared_and_only_for_the_squared_cost():
         regularisation(C, "euclidean", "bridge", 0.2)
 
 
+def test_pairing_uses_the_cost_of_its_settings():
+    """Two cells and two controls each: one long way or two short ones (by squares, or by lengths), and by direction alone."""
+    def partners(xT, x0, cost):
+        cells = (torch.tensor(x, dtype=torch.float64) for x in (xT, x0))
+        return pair(*cells, Settings(cost=cost), torch.Generator().manual_seed(0))[0].tolist()
+    corner = [[0, 0], [1, 0]], [[1, 0], [1.9, 0.9]]
+    assert partners(*corner, "sqeuclidean") == [0, 1] and partners(*corner, "euclidean") == [1, 0]
+    rays = [[10, 0], [1, 1]], [[10, 9], [1, 0]]
+    assert partners(*rays, "sqeuclidean") == [0, 1] and partners(*rays, "cosine") == [1, 0]
+
+
 def test_sinkhorn_that_did_not_converge_says_so():
     x, y = clouds(30, 30, d=50)
     C = transport_cost(x, y)
