@@ -3,7 +3,7 @@
     predictor(perturbation, cell_type, x0) -> cells (n, N), or None where the baseline does not apply
 
 x0 (n, N) are control cells of that type, dense log1p. A baseline that only knows a mean turns it into cells in one way, `shifted`.
-Only training conditions are looked at.
+Only training conditions are looked at. `laot`, a solver for pairs without a screen, is not in the table yet.
 """
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -71,8 +71,8 @@ def linear_knockout(screen, ridge=0.1):
 def laot(x0, xT, iterations=10):
     """Linear alternating optimal transport: cells x0 (n, d) became xT (n, d) = W x0 in an unknown order (Jafari et al. 2026).
 
-    From W = I, in turn: the assignment of W x0 to xT that is cheapest in squared distance (which is that of the largest inner products:
-    the lengths are the same for all), and the least-squares W. Returns the order, xT[i]
+    From W = I, in turn: the assignment of W x0 to xT that is cheapest in squared distance (of the largest inner products: the sum of
+    squared lengths is the same for every assignment), and the least-squares W. Returns the order, xT[i]
     coming from x0[order[i]], and W (d, d). Stops at a fixed point. Raises ValueError for unequal shapes.
     """
     if x0.shape != xT.shape:

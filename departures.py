@@ -100,7 +100,7 @@ def euler_maruyama_step(x, xT, t, h, sigma, generator=None):
 
 def exact_bridge_step(x, xT, t, h, sigma, generator=None):
     """x_{t+h} drawn from the bridge from x at t to xT at T: exact, and without noise at T, for a given endpoint. A predicted one is a
-    mean, which costs the cells variance at T, up to sigma^2 h (log(1/h) + 0.6); with Eq. 16 it does not (both are tested)."""
+    mean, which costs variance at T: of standard normals paired as Schroedinger would, sigma^2 h (log(1/h) + 0.6) at most (tested)."""
     z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     left = max(1 - t - h, 0.0)                                             # the last t + h may exceed 1 by rounding
     return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h * left / (1 - t)) * z

@@ -75,7 +75,7 @@ def mmd2(x, y, gamma):
 
 
 def gamma_by_median(x):
-    """The kernel width 1 / median |u - v|^2 over distinct cells of x (n, N), which should be training cells only."""
+    """The gamma of the kernel, 1 / median |u - v|^2 over distinct cells of x (n, N), which should be training cells only."""
     return 1 / np.median(squared_distances(x, x)[np.triu_indices(len(x), 1)])
 
 

@@ -17,8 +17,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from scipy import integrate, linalg, sparse, stats
-from scipy.optimize import linear_sum_assignment
+from scipy import integrate, linalg, optimize, sparse, stats
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 import data
@@ -150,7 +150,7 @@ def learned_covariance(C, S0, S1, sigma):
 
     It only ever sees x_t, so it learns the Markov process with the same x_t: the drift of Eq. 8 averaged given x_t, here A(t) x_t. The
     covariance with the start follows dK/dt = K A', K(0) = S0. The Schroedinger bridge is the C that comes back unchanged, and
-    any other C comes back nearer to it (one iteration of iterative Markovian fitting, Shi et al. 2023).
+    any other comes back nearer in relative entropy (one iteration of iterative Markovian fitting, Shi et al. 2023).
     """
     d, noise = len(S0), sigma ** 2 * np.eye(len(S0))
 
@@ -267,7 +267,7 @@ TRACKED = ("kind", "dimensions", "deviation", "LAOT", "OT pairing", "MMD2", *BOU
 
 
 def track(point, n=100, trials=50, iterations=10):
-    """One point of the grid: means of the recovery by LAOT and by one transport plan, of the MMD^2 of LAOT's map between
+    """One point of the grid: means of the recovery by LAOT and by one exact plan, of the MMD^2 of LAOT's map between
     held-out cells, and of the deviation s = |W - I|_F at which the farthest-moving cell reaches each bound."""
     kind, d, deviation = point
     rng = np.random.default_rng([d, int(10 * deviation), kind == "uniform"])
@@ -277,7 +277,7 @@ def track(point, n=100, trials=50, iterations=10):
         x, start, end, order, W = *np.split(cells, 3), rng.permutation(n), np.eye(d) + deviation * E
         xT = x[order] @ W.T
         found, learned = laot(x, xT, iterations)
-        plan = linear_sum_assignment(squared_distances(xT, x))[1]          # LAOT's first step, where W = I
+        plan = optimize.linear_sum_assignment(cdist(xT, x, "sqeuclidean"))[1]       # LAOT's first step, where W = I
         bounds = np.array(trackable_displacement(x)) / np.linalg.norm(x @ E.T, axis=1).max()
         scores.append([(found == order).mean(), (plan == order).mean(),
                        mmd2(start @ learned.T, end @ W.T, gamma_by_median(xT)), *bounds])
@@ -364,7 +364,7 @@ def gene_spaces(controls):
 
 def against_truth(twin, pool, drawn):
     """Share drawn at distance 0, mean share of the pool nearer than the drawn one, its mean distance over the pool's."""
-    D = np.linalg.norm(twin[:, None] - pool, axis=2)
+    D = cdist(twin, pool)
     own = D[np.arange(len(D)), drawn]
     nearer = (D < own[:, None]).sum(1) / max(len(D) - 1, 1)
     return (own == 0).mean(), nearer.mean(), own.mean() / D.mean()

@@ -86,7 +86,7 @@ def test_density_and_drift_solve_the_fokker_planck_equation(x0, xT, t, sigma, aw
 
 
 def through_steps(step, steps, sigma, endpoint=lambda t: (0.0, 1.0)):
-    """Variance and start's coefficient after `steps` steps from variance 0 where x̂_T = a + b x (endpoint(t) = (b, a))."""
+    """Mean from 0, variance from 0 and the start's coefficient after `steps` steps where x̂_T = b x + a, (b, a) = endpoint(t)."""
     variance, kept, mean, h, zero, one = 0.0, 1.0, 0.0, 1 / steps, *f64(0.0, 1.0)
     for i in range(steps):
         b, a = endpoint(i * h)

@@ -100,6 +100,7 @@ def test_gene_network_reaches_targets_without_memory():
     model.encoder.effects[0, 2, 4] = 1.0
     with torch.no_grad():
         model.encoder.target.weight.zero_()
+        model.encoder.pair.weight.zero_()
     shift = model.encoder([model.condition([("g2", 1.0)], "a")], model).level[0]
     assert shift[4].abs() > 0.05 and not shift[[0, 1, 2, 3, 5]].any()
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+import data
 from departures import Settings, coupling, draw_partners, pair, regularisation, transport_cost
-from toy_data import against_truth, gene_spaces, minibatch_covariance
+from toy_data import against_truth, gene_spaces, minibatch_covariance, simulate_screen
+from train import draw_pairs
 
 
 def clouds(n, m, d=5, seed=0):
@@ -85,7 +87,7 @@ def test_entropic_plan_has_the_sinkhorn_form(n, m, epsilon, seed):
 @settings(deadline=None, max_examples=15)
 @given(st.integers(2, 12), st.integers(0, 999))
 def test_entropic_plan_goes_from_the_assignment_to_the_product_as_epsilon_grows(n, seed):
-    """Fact 10: the cost <C, P> rises with epsilon; at its ends stand the exact plan and the independent coupling."""
+    """Fact 10: the cost <C, P> rises with epsilon, from the exact plan's to that of the independent coupling, which is also reached as a plan."""
     x, y = clouds(n, n, seed=seed)
     C = transport_cost(x, y)
     price = lambda plan: (plan * C).sum().item()  # noqa: E731
@@ -107,7 +109,7 @@ def test_bridge_epsilon_is_2_sigma_squared_and_only_for_the_squared_cost():
 
 
 def test_pairing_uses_the_cost_of_its_settings():
-    """Two cells and two controls each: one long way or two short ones (by squares, or by lengths), and by direction alone."""
+    """Two cells and two controls each: squares choose two short moves, lengths one long and one none, cosines the directions."""
     def partners(xT, x0, cost):
         cells = (torch.tensor(x, dtype=torch.float64) for x in (xT, x0))
         return pair(*cells, Settings(cost=cost), torch.Generator().manual_seed(0))[0].tolist()
@@ -164,3 +166,23 @@ def test_gene_spaces_are_the_genes_their_leading_axes_and_the_highest():
     assert torch.allclose(spaces["50 highest genes"].sort(1).values, torch.from_numpy(x[:, 10:]).float().sort(1).values)
     leading = np.linalg.eigvalsh(np.cov(x.T))[::-1][:20]
     assert np.allclose(np.cov(spaces["20 PCs"].numpy().T), np.diag(leading), atol=1e-2)
+
+
+def test_training_pairs_every_perturbed_cell_once_with_a_near_control_of_its_type(tmp_path):
+    """And halves the controls for null pairs: no cell is on both sides. Each epoch's generator draws other pairs."""
+    simulate_screen(30, 3, 600, seed=0).write_h5ad(tmp_path / "s.h5ad")
+    screen = data.prepare(str(tmp_path / "s.h5ad"), fraction=0)
+    groups = list(screen.training_groups())
+    drawn = lambda seed, **options: draw_pairs(screen, groups, Settings(pairing_batch=40, **options),  # noqa: E731
+                                               torch.Generator().manual_seed(seed), "cpu")
+    sources, ends, which, errors = drawn(0)
+    perturbed = screen.perturbation[ends] != "control"
+    assert np.array_equal(np.sort(ends[perturbed]), np.flatnonzero(screen.perturbation != "control")) and errors.max() < 1e-6
+    assert (screen.perturbation[sources] == "control").all() and (screen.cell_type[sources] == screen.cell_type[ends]).all()
+    assert [groups[g] for g in which] == list(zip(screen.perturbation[ends], screen.cell_type[ends]))
+    assert not set(sources[~perturbed]) & set(ends[~perturbed]) and (~perturbed).sum() > 50
+    x, y = screen.dense(sources), screen.dense(ends)
+    random = screen.dense(drawn(0, pairing="random")[0])
+    assert ((x - y) ** 2).sum() < 0.9 * ((random - screen.dense(drawn(0, pairing="random")[1])) ** 2).sum()
+    assert not np.array_equal(drawn(1)[0], sources) and np.array_equal(drawn(0)[0], sources)
+    assert (screen.perturbation[drawn(0, null_pairs=False)[1]] != "control").all()

@@ -41,8 +41,8 @@ def test_closed_form_is_the_coupling_that_brownian_motion_would_give(d, seed, si
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 4), st.integers(0, 99), st.floats(0.5, 1.5))
-def test_closed_form_is_the_fixed_point_of_training_and_other_couplings_move_towards_it(d, seed, sigma):
-    """Fact 6: a perfectly trained bridge returns the coupling it was trained on only if that is Schroedinger's."""
+def test_closed_form_is_the_fixed_point_of_training_and_independent_pairs_move_towards_it(d, seed, sigma):
+    """Fact 6: a perfectly trained bridge returns Schroedinger's coupling unchanged; independent pairs come back nearer to it, twice."""
     S0, S1 = covariance(d, seed), covariance(d, seed + 1000)
     C = schrodinger_covariance(S0, S1, sigma)
     assert np.allclose(learned_covariance(C, S0, S1, sigma), C, atol=1e-6)
