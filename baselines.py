@@ -7,6 +7,7 @@ Only training conditions are looked at. `laot`, a solver for pairs without a scr
 """
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist
 
 import data
 
@@ -38,6 +39,25 @@ def perturbed_mean(screen):
     def predict(perturbation, cell_type, x0):
         here = [s for key, s in shift.items() if key[1] == cell_type] or list(shift.values())
         return shifted(x0, np.mean(here, 0)) if here else None
+    return predict
+
+
+def matching_mean(screen):
+    """The average effect of the training conditions that share a target: with the most targets in common, then at the nearest dose,
+    then in the same cell type, as far as there are such. Applies where any target was seen."""
+    mean = _means(screen)
+    shift = {key: m - mean[data.CONTROL, key[1]] for key, m in mean.items() if key[0] != data.CONTROL}
+    targets = {p: dict(data.targets_of(p, screen.kind)) for p, _ in shift}
+
+    def distance(wanted, cell_type, key):
+        its = targets[key[0]]
+        dose = sum(abs(np.log(max(wanted[t], 1e-12) / max(its[t], 1e-12))) for t in wanted.keys() & its.keys())
+        return -len(wanted.keys() & its.keys()), round(dose, 6), key[1] != cell_type
+
+    def predict(perturbation, cell_type, x0):
+        wanted = dict(data.targets_of(perturbation, screen.kind))
+        near = {key: distance(wanted, cell_type, key) for key in shift if wanted.keys() & targets[key[0]].keys()}
+        return shifted(x0, np.mean([shift[key] for key in near if near[key] == min(near.values())], 0)) if near else None
     return predict
 
 
@@ -87,4 +107,25 @@ def laot(x0, xT, iterations=10):
     return order, W
 
 
-BASELINES = {"control": control, "perturbed mean": perturbed_mean, "linear knock-out": linear_knockout}
+def rip_constant(x):
+    """The exact (2, delta)-RIP constant of cells x (n, d): the smallest delta with |sum v_i x_i|^2 within (1 +- delta) |v|^2
+    for all v with two entries: from the eigenvalues of the 2 x 2 Gram matrix of every pair of cells."""
+    G = x @ x.T
+    i, j = np.triu_indices(len(x), 1)
+    middle, half = (G[i, i] + G[j, j]) / 2, np.hypot((G[i, i] - G[j, j]) / 2, G[i, j])
+    return max((middle + half).max() - 1, 1 - (middle - half).min())
+
+
+def trackable_displacement(x):
+    """How far cells x (n, d) may move for the true pairing to stay recoverable: three sufficient bounds on L t, rising.
+
+    sqrt((1 - delta) / 2n)   Jafari et al. 2026: L times their Delta (trackable is t < Delta; their text has ">" for both regimes)
+    sqrt((1 - delta) / 2)    does not shrink with n: a cell that moved less than half the smallest distance between two cells is
+                             nearer to its own start than to any other, and that distance is at least sqrt(2 (1 - delta))
+    half that distance       says something even where delta exceeds 1, in few dimensions
+    """
+    room = max(0.0, 1 - rip_constant(x))
+    return np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), pdist(x).min() / 2
+
+
+BASELINES = {"control": control, "perturbed mean": perturbed_mean, "matching mean": matching_mean, "linear knock-out": linear_knockout}

@@ -1,27 +1,34 @@
 """h5ad <-> arrays: labels, normalisation, gene choice, split, and the `Screen` that the scripts pass around.
 
+    python data.py screen.h5ad            says what is understood of a file: what training would see
+
 Axes: C cells, N genes. A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1+TGFBR2`,
 `Givinostat:0.1`; a *condition* is a perturbation in a cell type, `KLF1+TGFBR2@k562`. A *group* is a condition's cells.
 """
+import argparse
+import io
 import os
 import re
+import signal
 import sys
+import warnings
 from dataclasses import dataclass, field, replace
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem, write_elem
 from scipy import sparse
 
 CONTROL = "control"
-CONTROL_LABELS = {"control", "ctrl", "nontargeting", "nt", "negctrl", "vehicle", "dmso", "unperturbed", "untreated",
-                  "unstimulated", "mock", "ctrl+ctrl"}
+CONTROL_LABELS = re.compile(r"((control|ctrl|nontargeting|negctrl)\d*)+|nt|vehicle|dmso|unperturbed|untreated|unstimulated|mock")
 PERTURBATION_COLUMNS = ("condition", "perturbation", "drug", "treatment", "product_name", "gene", "target_gene")
-CELL_TYPE_COLUMNS = ("cell_type", "celltype", "cell_line", "cell_label")
-DOSE_COLUMNS = ("dose_val", "dose_value", "dose")
+CELL_TYPE_COLUMNS = ("cell_type", "cell_line", "celltype", "cell_label")
 COLUMNS = {"perturbation_column": "column of the perturbation, where detection guesses wrong",   # read_screen's options
            "cell_type_column": "column of the cell type", "control": "label of the control cells",
            "layer": "layer to read in place of X", "split_column": "column whose values test or ood hold cells out"}
+ONE_LINE = {"usage": argparse.SUPPRESS, "formatter_class": argparse.RawDescriptionHelpFormatter}     # of argparse's own errors
 
 
 class InputError(Exception):
@@ -37,8 +44,9 @@ class Screen:
     cells: np.ndarray                          # (C,) the file's own cell names
     perturbation: np.ndarray                   # (C,) canonical
     cell_type: np.ndarray                      # (C,)
-    label: np.ndarray                          # (C,) the file's own perturbation label
     kind: str                                  # "gene" or "drug"
+    obs: pd.DataFrame                          # (C, …) the file's own columns
+    uns: dict = field(default_factory=dict)    # what open_h5ad reads of the file's uns
     held_out: set = field(default_factory=set)  # {(perturbation, cell type)}
     found: list = field(default_factory=list)  # what was understood, one line each
     source: str = ""
@@ -51,140 +59,119 @@ class Screen:
     def controls(self, cell_type):
         return self.groups[CONTROL, cell_type]
 
-    def training_groups(self):
-        """Every group that training may see, the controls among them."""
+    def training_groups(self):                 # the controls among them
         return {key: rows for key, rows in self.groups.items() if key not in self.held_out}
 
-    def dense(self, rows):
-        """(len(rows), N) float32: the only way cells leave the sparse matrix."""
+    def dense(self, rows):                     # (len(rows), N) float32: the only way cells leave the sparse matrix
         return self.X[rows].toarray()
 
 
 def targets_of(perturbation, kind):
     """[(target, dose)] of a canonical perturbation; none for the control. Genes have dose 1."""
-    if perturbation == CONTROL:
-        return []
-    if kind == "gene":
-        return [(gene, 1.0) for gene in perturbation.split("+")]
+    if perturbation == CONTROL or kind == "gene":
+        return [(gene, 1.0) for gene in perturbation.split("+") if gene != CONTROL]
     drug, colon, dose = perturbation.rpartition(":")
     return [(drug, float(dose))] if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", dose) and colon else [(perturbation, 1.0)]
 
 
 def is_control(label):
-    return re.sub(r"[-_ ]", "", str(label)).lower() in CONTROL_LABELS
+    """Whether a label says that nothing was done: `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `NegCtrl0_NegCtrl1`, `DMSO` …"""
+    return bool(CONTROL_LABELS.fullmatch(re.sub(r"[-_+ ]", "", str(label)).lower()))
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
-def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None, split_column=None):
-    """An h5ad of any form that the README names as a Screen of all its genes, with only the file's own split, if it has one.
-
-    Raises InputError for what cannot be understood. `split` and `choose_genes` come after.
-    """
-    adata = open_h5ad(path)
-    found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
+def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None):
+    """An h5ad of any form that the README names as a Screen of all its genes. InputError for what cannot be understood."""
+    adata = open_h5ad(path, layer)
+    obs, found = adata.obs, [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
     if 0 in adata.shape:
-        raise InputError(f"{path}: holds {adata.n_obs} cells and {adata.n_vars} genes")
-    column, control = _perturbation_column(adata.obs, path, perturbation_column, control)
-    cell_type, type_column = _cell_types(adata.obs, path, cell_type_column)
-    keep = (adata.obs[column].notna() & pd.notna(cell_type)).to_numpy()
+        raise InputError(f"{path}: holds {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to train on")
+    for column in {perturbation_column, cell_type_column} - {None, *obs}:
+        raise InputError(f"{path}: no column '{column}'; the columns are {some(obs.columns, 30)}")
+    column, controls = _perturbation_column(obs, path, perturbation_column, control)
+    type_column = cell_type_column or next((c for c in CELL_TYPE_COLUMNS if c in obs), None)
+    label, cell_type = _text(obs[column]), _text(obs[type_column]) if type_column else np.full(len(obs), "cell", dtype=object)
+    keep = pd.notna(label) & pd.notna(cell_type)
     if not keep.all():
         found.append(f"left out {(~keep).sum():,} cells without a label in '{column}' or '{type_column}'")
-        adata, cell_type = adata[keep], cell_type[keep]
-    label = adata.obs[column].astype(str).to_numpy()
-    symbols = _symbols(adata.var, path)
-    if layer and layer not in adata.layers:
-        raise InputError(f"{path}: no layer '{layer}'; the layers are {_some(adata.layers) or 'none'}")
-    X, how = log1p_csr(adata.layers[layer] if layer else adata.X, path)
-    dose, dose_column = _doses(adata.obs, label, control)
-    kind = _kind(adata.obs, column, label, dose, symbols)
-    perturbation = _canonical(label, dose, kind, control, symbols)
-    screen = Screen(X, symbols, adata.var_names.to_numpy(str), adata.obs_names.to_numpy(str), perturbation,
-                    np.asarray(cell_type, str), label, kind, found=found, source=str(path))
-    screen.held_out = _split_column(screen, adata.obs, split_column)
-    without = [t for t in screen.cell_types if (CONTROL, t) not in screen.groups]
-    if without:
-        raise InputError(f"{path}: no control cells of cell type {_some(without)}: remove those cells, or check the "
-                         f"columns '{column}' and '{type_column}'")
-    found += [how, f"{len(set(perturbation)) - 1:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' "
-              f"(control is '{control}')" + (f", dose from '{dose_column}'" if kind == "drug" and dose is not None else ""),
-              f"cell types from '{type_column}': " + ", ".join(
-                  f"{t} ({len(screen.controls(t)):,} controls)" for t in screen.cell_types)]
+        adata, obs, label, cell_type = adata[keep], obs[keep], label[keep], cell_type[keep]
+    symbols, (X, how) = _symbols(adata.var, path), log1p_csr(adata.X, path)
+    dose, dose_column = _doses(obs, label, controls, path)
+    kind = _kind(obs, column, label, dose, symbols)
+    perturbation = _canonical(label, dose, kind, controls, symbols)
+    screen = Screen(X, symbols, adata.var_names.to_numpy(str), adata.obs_names.to_numpy(str), perturbation, cell_type.astype(str),
+                    kind, obs, dict(adata.uns), found=found, source=str(path))
+    for t in screen.cell_types:
+        if (CONTROL, t) not in screen.groups:
+            raise InputError(f"{path}: no control cells of cell type '{t}': remove its cells, or check '{column}' and '{type_column}'")
+    found += [how, f"{len(set(perturbation)) - 1:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' (control: "
+              f"{some(controls)})" + f", dose from '{dose_column}'" * (kind == "drug" and dose is not None),
+              f"cell types from {repr(type_column) if type_column else 'no column'}: "
+              + ", ".join(f"{t} ({len(screen.controls(t)):,} controls)" for t in screen.cell_types)]
     return screen
 
 
-def open_h5ad(path):
-    """The AnnData of a file; InputError if it cannot be read."""
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: {'is a directory, not an h5ad file' if os.path.isdir(path) else 'no such file'}")
+def open_h5ad(path, layer=None):
+    """A file's obs, var, two entries of uns, and X (or a layer) as CSR: the rest is never read, a dense X only in blocks of rows."""
+    if os.path.isdir(path) or not os.access(path, os.R_OK):
+        raise InputError(f"{path}: " + ("is a directory; name the h5ad in it" if os.path.isdir(path) else
+                                        "permission denied; make it readable" if os.path.exists(path) else "no such file; check the path"))
     try:
-        return anndata.read_h5ad(path)
-    except PermissionError as e:
-        raise InputError(f"{path}: permission denied") from e
+        with h5py.File(path) as f:
+            if isinstance(f["obs"], h5py.Dataset):                         # written before AnnData 0.7 (2020), which it converts
+                return anndata.read_h5ad(path)
+            X = f.get(f"layers/{layer}" if layer else "X")
+            if X is None:
+                raise InputError(f"{path}: no {f'layer {layer!r}' if layer else 'X'}; the layers are "
+                                 f"{some(f.get('layers', ())) or 'none'}; name one with --layer")
+            dense = [sparse.csr_matrix(X[i:i + 4096]) for i in range(0, max(1, len(X)), 4096)] if isinstance(X, h5py.Dataset) else None
+            uns = {k: read_elem(f["uns"][k]) for k in ("departures", "drug_embedding") if k in f.get("uns", ())}
+            return anndata.AnnData(sparse.vstack(dense, format="csr") if dense else read_elem(X), read_elem(f["obs"]), read_elem(f["var"]), uns)
+    except (InputError, MemoryError):
+        raise
     except Exception as e:                                                 # h5py and AnnData have no common error for a bad file
-        reason = (str(e).strip() or type(e).__name__).split("\n")[0]
-        raise InputError(f"{path}: cannot be read as an h5ad ({reason}); write it with AnnData's write_h5ad") from e
+        raise InputError(f"{path}: cannot be read as an h5ad ({str(e) or type(e).__name__}); write it again with AnnData's write_h5ad") from e
 
 
-def _some(names, n=8):
+def some(names, n=8):
     names = [str(x) for x in names]
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+    return ", ".join(names[:n]) + (f" and {len(names) - n:,} more" if len(names) > n else "")
 
 
-def _check_column(obs, path, column):
-    if column is not None and column not in obs:
-        raise InputError(f"{path}: no column '{column}'; the columns are {_some(obs.columns, 30)}")
+def _text(column):
+    """A column's labels as text without outer spaces, None where there is none: (C,) objects."""
+    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
+    return text.where(~text.isin(["", "nan", "NaN", "None", "<NA>"]), None).to_numpy(object)
 
 
 def _perturbation_column(obs, path, column, control):
-    """(column, control label). Candidates are columns that hold a control label; they must agree on the controls."""
-    _check_column(obs, path, column)
+    """(column, its control labels). Candidates are columns that hold one; they must agree on which cells are controls."""
     names = [column] if column else [c for c in PERTURBATION_COLUMNS if c in obs]
     if not names:
-        raise InputError(f"{path}: no perturbation column (looked for {', '.join(PERTURBATION_COLUMNS)}); the columns "
-                         f"are {_some(obs.columns, 30)}; name one with --perturbation-column")
-    found = {name: [x for x in obs[name].dropna().astype(str).unique() if (x == control if control else is_control(x))]
-             for name in names}
-    candidates = [(name, labels[0], (obs[name].astype(str) == labels[0]).to_numpy()) for name, labels in found.items() if labels]
+        raise InputError(f"{path}: no perturbation column ({', '.join(PERTURBATION_COLUMNS)}); name yours with --perturbation-column from: "
+                         f"{some(obs.columns, 30)}")
+    labels = {name: _text(obs[name]) for name in names}
+    found = {n: sorted(x for x in set(text) - {None} if (x == control if control else is_control(x))) for n, text in labels.items()}
+    candidates = [name for name in names if found[name]]
     if not candidates:
-        wanted = f"'{control}'" if control else "such as control, ctrl, non-targeting, DMSO"
-        raise InputError(f"{path}: no control label ({wanted}) in {', '.join(map(repr, names))}, whose labels are "
-                         f"{_some(sorted(obs[names[0]].dropna().astype(str).unique()))}; name it with --control")
-    (first, label, is_first), *others = candidates
-    for other, _, is_other in others:
-        if not np.array_equal(is_first, is_other):
-            raise InputError(f"{path}: columns '{first}' and '{other}' disagree on which cells are controls; choose one with "
-                             "--perturbation-column")
-    return first, label
-
-
-def _cell_types(obs, path, column):
-    """(cell type per cell, column name); one type when the file names none."""
-    _check_column(obs, path, column)
-    column = column or next((c for c in CELL_TYPE_COLUMNS if c in obs), None)
-    if column is None:
-        return np.full(len(obs), "cell", dtype=object), "no column: one type"
-    return obs[column].astype(object).where(obs[column].notna(), None).to_numpy(), column
-
-
-def _split_column(screen, obs, column):
-    """The groups that a column of the file (`split` unless named) marks test or ood, every cell of them."""
-    _check_column(obs, screen.source, column)
-    column = column or "split"
-    if column not in obs:
-        return set()
-    out = obs[column].astype(str).str.lower().isin(["test", "ood"]).to_numpy()
-    held_out = {key for key, rows in screen.groups.items() if key[0] != CONTROL and out[rows].all()}
-    if not held_out and column != "split":
-        raise InputError(f"{screen.source}: column '{column}' marks no whole condition test or ood; use --test")
-    return held_out
+        seen = sorted(set(labels[names[0]]) - {None})
+        near = [x for x in seen if re.search("ctrl|control|dmso|vehicle|target|untreat|unstim|mock|scramb|wild", x, re.I)]
+        raise InputError(f"{path}: no control label ({repr(control) if control else 'such as control, ctrl, non-targeting, DMSO'}) in "
+                         f"{', '.join(map(repr, names))}; " + (f"'{near[0]}' looks like one: --control '{near[0]}'" if near else
+                         f"the labels are {some(seen) or 'all missing'}; name it with --control"))
+    first, *others = candidates
+    for other in others:
+        if not np.array_equal(np.isin(labels[first], found[first]), np.isin(labels[other], found[other])):
+            raise InputError(f"{path}: columns '{first}' and '{other}' disagree on the controls; choose one with --perturbation-column")
+    return first, found[first]
 
 
 def _symbols(var, path):
     """Gene symbols; where two genes share one, the later keeps its index name, so that every name is unique."""
     if not var.index.is_unique:
-        raise InputError(f"{path}: duplicate gene names ({_some(var.index[var.index.duplicated()].unique())}); make them "
-                         "unique with adata.var_names_make_unique()")
+        twice = var.index[var.index.duplicated()].unique()
+        raise InputError(f"{path}: duplicate gene names ({some(twice)}); make them unique with adata.var_names_make_unique()")
     names = var["gene_name"].astype(str) if "gene_name" in var else pd.Series(var.index.astype(str))
     return np.where(names.duplicated().to_numpy(), var.index.astype(str), names.to_numpy()).astype(str)
 
@@ -194,12 +181,11 @@ def log1p_csr(X, path, counts=True):
     X = sparse.csr_matrix(X, dtype=np.float32)
     X.sum_duplicates()
     X.eliminate_zeros()
-    if not np.isfinite(X.data).all():
-        raise InputError(f"{path}: X holds NaN or infinite values; remove or repair those cells")
-    if (X.data < 0).any():
-        raise InputError(f"{path}: X holds negative values (scaled data?); give counts or log1p, or name a --layer")
-    if X.nnz == 0:
-        raise InputError(f"{path}: every value of X is zero")
+    wrong = ("NaN or infinite values; remove or repair those cells" if not np.isfinite(X.data).all() else
+             "negative values (scaled data?); give counts or log1p, or name a --layer" if (X.data < 0).any() else
+             "nothing but zeros; name the --layer that holds the expression" if X.nnz == 0 else None)
+    if wrong:
+        raise InputError(f"{path}: X holds {wrong}")
     if counts and (X.data == np.round(X.data)).all():
         total = np.asarray(X.sum(1)).ravel()
         scale = np.median(total[total > 0])
@@ -208,39 +194,36 @@ def log1p_csr(X, path, counts=True):
     return X, "X is not integer: taken as log1p already, not normalised again"
 
 
-def _doses(obs, label, control):
+def _doses(obs, label, controls, path):
     """(dose per cell or None, column). A dose column counts only if it is numeric and not the same for all treated cells."""
-    for column in (c for c in DOSE_COLUMNS if c in obs):
-        dose = pd.to_numeric(obs[column].astype(str), errors="coerce").to_numpy(float)
-        treated = (label != control) & ~np.isnan(dose)
-        if treated.sum() > 0.5 * (label != control).sum() and len(np.unique(dose[treated])) > 1:
+    for column in (c for c in ("dose_val", "dose_value", "dose") if c in obs):
+        dose, treated = pd.to_numeric(obs[column].astype(str), errors="coerce").to_numpy(float), ~np.isin(label, controls)
+        dosed = treated & np.isfinite(dose)
+        if dosed.sum() > 0.5 * treated.sum() and len(np.unique(dose[dosed])) > 1:
+            if (dose[dosed] < 0).any():
+                raise InputError(f"{path}: column '{column}' holds negative doses; give doses, not their logarithms")
             return dose, column
     return None, None
 
 
 def _kind(obs, column, label, dose, symbols):
     """"gene" or "drug": by the file's own word, else a dose or a structure, else whether the labels are genes."""
-    stated = obs["perturbation_type"].astype(str).str.lower() if "perturbation_type" in obs else pd.Series(dtype=str)
-    if stated.str.contains("crispr|gene").any():
-        return "gene"
-    if stated.str.contains("drug|chem|compound").any() or dose is not None or "SMILES" in obs or column == "drug":
-        return "drug"
-    parts = {part for x in set(label) for part in re.split(r"[+_]", x)}
-    return "gene" if any("+ctrl" in x or "ctrl+" in x for x in set(label)) or parts & set(symbols) else "drug"
+    stated = " ".join(obs["perturbation_type"].astype(str).unique()).lower() if "perturbation_type" in obs else ""
+    drugs = re.search("drug|chem|compound", stated) or dose is not None or "SMILES" in obs or column == "drug"
+    genes = any(re.search(r"\+ctrl|ctrl\+", x) or set(re.split(r"[+_]", x)) & set(symbols) for x in set(label))
+    return "gene" if re.search("crispr|gene", stated) or genes and not drugs else "drug"
 
 
-def _canonical(label, dose, kind, control, symbols):
-    """The canonical perturbation of each cell."""
-    unique = np.unique(label)
-    if kind == "gene":
-        known = set(symbols), set(unique)
-        names = {x: CONTROL if x == control or is_control(x) else _gene_names(x, *known) for x in unique}
-        return np.array([names[x] for x in label])
-    out = np.where([x == control or is_control(x) for x in label], CONTROL, label).astype(object)
-    if dose is not None:
-        dosed = (out != CONTROL) & ~np.isnan(dose)
-        out[dosed] = [f"{drug}:{d:g}" for drug, d in zip(out[dosed], dose[dosed])]
-    return out.astype(str)
+def _canonical(label, dose, kind, controls, symbols):
+    """The canonical perturbation of each cell: (C,) text."""
+    unique, place = np.unique(label.astype(str), return_inverse=True)
+    known = set(symbols), set(unique)
+    names = np.array([CONTROL if x in controls or is_control(x) else _gene_names(x, *known) if kind == "gene" else x
+                      for x in unique], dtype=object)[place]
+    if kind == "drug" and dose is not None:
+        dosed = (names != CONTROL) & np.isfinite(dose)
+        names[dosed] = [f"{drug}:{d:g}" for drug, d in zip(names[dosed], dose[dosed])]
+    return names.astype(str)
 
 
 def _gene_names(label, symbols, labels):
@@ -250,33 +233,34 @@ def _gene_names(label, symbols, labels):
         pieces = [p for p in label.split("_") if not is_control(p) and not re.fullmatch(r"(sg|g|guide)?\d+|p[A-Za-z]+\d+", p)]
         known = symbols | (labels - {label})
         pieces = [p if p in known else re.sub(r"^sg|-\d+$|g\d+$", "", p) for p in pieces]
-        if pieces and all(p in known for p in pieces):
-            parts = pieces
+        parts = pieces if pieces and all(p in known for p in pieces) else parts
     return "+".join(sorted(set(parts))) or CONTROL
 
 
 # ---------------------------------------------------------------------------------------------- split and gene choice
 
-def split(screen, test=(), fraction=0.3, seed=0):
-    """Hold out conditions, in place: `test` if given ('A' everywhere, 'A@type' there), else what the file's split column says
-    (already in `held_out`), else the paper's random split.
+def split(screen, test=(), fraction=0.3, seed=0, column=None):
+    """Hold out conditions, in place: `test` if given ('A' everywhere, 'A@type' there), else those whose every cell the file's `column`
+    (or `split`, if it has one) marks test or ood, else the paper's random split. Controls always train.
 
-    Genes: `fraction` of the perturbed genes that are measured, with every combination they are in; where none is measured,
-    combinations of genes that are also seen alone. Drugs: each (drug, dose, cell type) with probability `fraction`, but never all
-    of a drug. Controls always train. Raises InputError for a condition that does not exist.
+    Genes: `fraction` of the perturbed genes that are measured, with every combination they are in; where none is measured, combinations
+    of genes that are also seen alone. Drugs: each (drug, dose, cell type) with probability `fraction`, but never all of a drug.
     """
-    conditions = [key for key in screen.groups if key[0] != CONTROL]
-    rng = np.random.default_rng(seed)
-    if not conditions:
-        raise InputError(f"{screen.source}: every cell is a control; name the perturbation with --perturbation-column")
+    if column and column not in screen.obs:
+        raise InputError(f"{screen.source}: no column '{column}'; the columns are {some(screen.obs.columns, 30)}")
+    conditions, rng = [key for key in screen.groups if key[0] != CONTROL], np.random.default_rng(seed)
+    if (column or "split") in screen.obs:
+        out = screen.obs[column or "split"].astype(str).str.lower().isin(["test", "ood"]).to_numpy()
+        screen.held_out = {key for key in conditions if out[screen.groups[key]].all()}
+        if column and not screen.held_out:
+            raise InputError(f"{screen.source}: column '{column}' marks no whole condition test or ood; use --test")
     if test:
         screen.held_out = set().union(*(resolve(screen, name) for name in test))
     elif not screen.held_out and screen.kind == "drug":
         screen.held_out = {key for key in conditions if rng.random() < fraction}
         drugs = pd.Series({key: targets_of(key[0], "drug")[0][0] for key in conditions})
         for mine in drugs.groupby(drugs).groups.values():                  # a drug without any training cells is unknown
-            if set(mine) <= screen.held_out:
-                screen.held_out.discard(mine[rng.integers(len(mine))])
+            screen.held_out -= {mine[rng.integers(len(mine))]} if set(mine) <= screen.held_out else set()
     elif not screen.held_out:
         genes_of = {p: {gene for gene, _ in targets_of(p, screen.kind)} for p, _ in conditions}
         measured = sorted(set().union(*genes_of.values()) & set(screen.genes))
@@ -287,23 +271,25 @@ def split(screen, test=(), fraction=0.3, seed=0):
             held = set(rng.permutation(pairs)[:max(1, round(fraction * len(pairs)))])
         screen.held_out = {key for key in conditions if key[0] in held}
     if len(screen.held_out) == len(conditions):
-        raise InputError(f"{screen.source}: every perturbation is held out; nothing is left to train on")
-    screen.found.append(f"{len(conditions):,} conditions: {len(conditions) - len(screen.held_out):,} to train on, "
-                        f"{len(screen.held_out):,} held out")
+        raise InputError(f"{screen.source}: " + ("every perturbation is held out; nothing is left to train on" if conditions else
+                                                 "every cell is a control; name the perturbation with --perturbation-column"))
+
+
+def at_type(screen, name):
+    """(perturbation, cell type or None) that a condition's name means: 'A@type', or 'A' for every type. A name may hold other @."""
+    cell_type = next((t for t in screen.cell_types if name.endswith(f"@{t}")), None)
+    perturbation = name[:-1 - len(cell_type)] if cell_type else name
+    return "+".join(sorted(perturbation.split("+"))) if screen.kind == "gene" else perturbation, cell_type
 
 
 def resolve(screen, name):
-    """The groups {(perturbation, cell type)} that a condition's name means: 'A@type', or 'A' in every cell type."""
-    perturbation, at, cell_type = name.rpartition("@")
-    if not at or cell_type not in screen.cell_types:
-        perturbation, cell_type = name, None
-    if screen.kind == "gene":
-        perturbation = "+".join(sorted(perturbation.split("+")))
-    found = {k for k in screen.groups if k[0] == perturbation and cell_type in (None, k[1]) and k[0] != CONTROL}
+    """The groups {(perturbation, cell type)} that a condition's name means; a drug without a dose means each of its doses."""
+    perturbation, cell_type = at_type(screen, name)
+    found = {(p, t) for p, t in screen.groups if cell_type in (None, t) and p != CONTROL
+             and (p == perturbation or screen.kind == "drug" and targets_of(p, "drug")[0][0] == perturbation)}
     if not found:
-        near = [f"{p}@{t}" for p, t in screen.groups if set(re.split(r"[+:@]", name)) & set(re.split(r"[+:]", p))]
-        raise InputError(f"{screen.source}: no cells of condition '{name}'" +
-                         (f"; there are {_some(near)}" if near else f"; cell types are {_some(screen.cell_types)}"))
+        near = [key for key in screen.groups if key[0] != CONTROL and set(re.split(r"[+:@]", name)) & set(re.split(r"[+:]", key[0]))]
+        raise InputError(f"{screen.source}: no cells of condition '{name}'; there are {some(map('@'.join, near or screen.groups))}")
     return found
 
 
@@ -313,8 +299,8 @@ def seurat_dispersion(X):
     log(variance / mean) of expm1(X), standardised within 20 bins of log1p(mean); Satija et al. 2015, Scanpy's conventions.
     """
     E, n = X.astype(np.float64).expm1(), X.shape[0]
-    mean = np.asarray(E.mean(0)).ravel()
-    variance = (np.asarray(E.multiply(E).mean(0)).ravel() - mean ** 2) * n / max(n - 1, 1)
+    mean, square = (np.asarray(E.power(k).mean(0)).ravel() for k in (1, 2))
+    variance = (square - mean ** 2) * n / max(n - 1, 1)
     mean[mean == 0] = 1e-12
     dispersion = np.log(np.where(variance > 0, variance / mean, np.nan))
     grouped = pd.Series(dispersion).groupby(pd.Series(pd.cut(np.log1p(mean), bins=20)), observed=False)
@@ -328,73 +314,87 @@ def choose_genes(screen, n):
     """A Screen of at most n genes: the perturbed ones that are measured, then the most variable of the training cells."""
     if n >= len(screen.genes):
         return screen
-    targets = {g for p in set(screen.perturbation) for g, _ in targets_of(p, screen.kind)}
-    measured = len(targets & set(screen.genes))
-    if n < measured:
-        raise InputError(f"--genes {n}: fewer than the {measured} perturbed genes that {screen.source} measures")
-    rows = np.sort(np.concatenate(list(screen.training_groups().values())))
-    dispersion = seurat_dispersion(screen.X[rows])
+    targets = {g for p in set(screen.perturbation) for g, _ in targets_of(p, screen.kind)} & set(screen.genes)
+    if n < max(2, len(targets)):
+        raise InputError(f"--genes {n}: no genes left beside the {len(targets)} perturbed ones that {screen.source} measures; give more")
+    dispersion = seurat_dispersion(screen.X[np.sort(np.concatenate(list(screen.training_groups().values())))])
     rank = np.where(np.isin(screen.genes, list(targets)), np.inf, np.nan_to_num(dispersion, nan=-np.inf))
-    columns = np.sort(np.argsort(-rank, kind="stable")[:n])
-    screen.found.append(f"kept {len(columns):,} genes: the perturbed ones, then the most variable")
-    return take_genes(screen, columns)
+    screen.found.append(f"kept {n:,} genes: the perturbed ones, then the most variable")
+    return take_genes(screen, np.sort(np.argsort(-rank, kind="stable")[:n]))
 
 
-def take_genes(screen, columns):
-    """The same cells with the genes at `columns`, in that order."""
+def take_genes(screen, columns):               # in the order of columns
     return replace(screen, X=screen.X[:, columns].tocsr(), genes=screen.genes[columns], var_names=screen.var_names[columns])
 
 
-def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, **columns):
+def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, **columns):
     """Read, split and choose genes: the Screen that train, sample and evaluate share for the same arguments."""
-    if genes < 2:
-        raise InputError(f"--genes {genes}: no genes left; give at least 2")
     screen = read_screen(path, **columns)
-    split(screen, test, fraction, seed)
+    split(screen, test, fraction, seed, split_column)
     return choose_genes(screen, genes)
 
 
-# ---------------------------------------------------------------------------------------------- what the model is told
-
-def active_values(X, groups):
-    """Every gene's non-zero values in every group, for draws "if expressed": (start, count) each (P, N), values (nnz,).
-
-    `values[start[p, i] : start[p, i] + count[p, i]]` are gene i's in group p (rows groups[p] of X). A gene silent in a
-    group borrows its values in all the groups together; one silent everywhere has count 0.
-    """
-    tables = [X[rows].tocsc() for rows in [*groups, np.concatenate(groups)]]
-    count = np.stack([np.diff(t.indptr) for t in tables]).astype(np.int64)
-    offset = np.cumsum([0] + [t.nnz for t in tables[:-1]])
-    start = np.stack([t.indptr[:-1] + o for t, o in zip(tables, offset)]).astype(np.int64)
-    silent = count == 0
-    start, count = np.where(silent, start[-1], start), np.where(silent, count[-1], count)
-    return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
+def describe(screen):
+    """What was understood of a file, in lines for a person; warnings last."""
+    size = {"@".join(key): len(rows) for key, rows in screen.groups.items() if key[0] != CONTROL}
+    held, targets = sorted(map("@".join, screen.held_out)), {t for p, _ in screen.groups for t, _ in targets_of(p, screen.kind)}
+    unmeasured, small = sorted(targets - set(screen.genes)) * (screen.kind == "gene"), [c for c, n in size.items() if n < 10]
+    lines = [f"{len(size):,} conditions of {min(size.values()):,} to {max(size.values()):,} cells: {len(size) - len(held):,} to train on, "
+             f"{len(held):,} held out" + f" ({some(held, 4)})" * bool(held)]
+    if unmeasured:
+        lines.append(f"warning: {len(unmeasured):,} of {len(targets):,} perturbed genes are not measured ({some(unmeasured, 4)})")
+    if small:
+        lines.append(f"warning: {len(small):,} conditions have fewer than 10 cells ({some(small, 4)}); below 4 none is scored")
+    return screen.found + lines
 
 
-def make_folder(path):
-    """The folder, made if need be."""
+def save(path, content):
+    """Bytes to path, all or nothing: flushed under a temporary name, then renamed, so that nobody ever sees half a file."""
+    temporary = f"{path}.tmp"
     try:
-        os.makedirs(path, exist_ok=True)
+        with open(temporary, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
     except OSError as e:
-        raise InputError(f"{path}: cannot be made a folder ({e.strerror})") from e
+        raise InputError(f"{path}: cannot be written ({e.strerror}); free some space or choose another place") from e
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def write_h5ad(adata, path):
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    temporary = f"{path}.tmp"
-    try:
-        adata.write_h5ad(temporary, compression="gzip")
-        os.replace(temporary, path)
-    except OSError as e:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise InputError(f"{path}: cannot be written ({e.strerror or e})") from e
+    memory = io.BytesIO()                                                  # a full disk makes h5py crash: it never meets one
+    with h5py.File(memory, "w") as f:
+        write_elem(f, "/", adata, dataset_kwargs={"compression": "gzip"})
+    save(path, memory.getbuffer())
 
 
 def run_script(main):
-    """Run a script's main(): an InputError becomes one line on stderr and exit code 2."""
+    """Run a script's main(): wrong input is one line on stderr and exit code 2; Ctrl-C and SIGTERM one line and 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.simplefilter("ignore")                                        # libraries' asides to programmers; our own are printed
     try:
         main()
-    except InputError as e:
-        print("error: " + " ".join(str(e).split()), file=sys.stderr)
+    except (InputError, OSError, MemoryError) as e:
+        what = f"{e.filename or 'output'}: {e.strerror}; check the path, its rights and the space" if isinstance(e, OSError) else str(e)
+        print("error: " + (" ".join(what.split()) or "out of memory; try fewer --genes"), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, **ONE_LINE)
+    parser.add_argument("file", help="an h5ad")
+    parser.add_argument("--test", action="append", default=[], help="condition to hold out, as for train.py")
+    for name, text in COLUMNS.items():
+        parser.add_argument("--" + name.replace("_", "-"), help=text)
+    args = vars(parser.parse_args())
+    print(*describe(prepare(args.pop("file"), **args)), sep="\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -52,6 +52,7 @@ class Settings:
     grn: str = option("structural", "where the gene network comes from: structural, coexpression, none, or an edge list "
                                     "(CSV: source,target[,weight])")
     grn_factors: int = option(6, "hidden factors beside the targets in the structural network")
+    drug_embedding: str = option("", "structures of drugs: CSV by drug name (numbers, or a SMILES column); without it the file's own")
     grn_sparsity: float = option(60.0, "L1 penalty on the structural network's edges")
     target_dropout: float = option(0.5, "probability of hiding who the target is, so that the network must explain it")
     # networks and training
@@ -66,10 +67,8 @@ class Settings:
     test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)")
 
     def as_in_the_paper(self):
-        """The literal method: none of the five improvements, the co-expression network, the released code's pairing.
-
-        What the paper leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay.
-        """
+        """The literal method: none of the five improvements, the co-expression network, the released code's pairing. What the paper
+        leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay."""
         self.skip_gate = self.if_expressed = self.null_pairs = self.exact_step = False
         self.label_dropout, self.grn, self.pairing, self.epsilon = 0.0, "coexpression", "entropic", "0.1max"
         return self
@@ -111,8 +110,7 @@ def exact_bridge_step(x, xT, t, h, sigma, generator=None):
 KAPPA = {"linear": lambda t: t,                                            # each kappa(0) = 0, kappa(1) = 1, increasing
          "quadratic": lambda t: t * t,
          "cosine": lambda t: 1 - torch.cos(0.5 * math.pi * t)}
-KAPPA_DOT = {"linear": torch.ones_like,
-             "quadratic": lambda t: 2 * t,
+KAPPA_DOT = {"linear": torch.ones_like, "quadratic": lambda t: 2 * t,
              "cosine": lambda t: 0.5 * math.pi * torch.sin(0.5 * math.pi * t)}
 
 
@@ -147,7 +145,7 @@ def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
 # ============================================================================================ 3  if-expressed values
 
 class ActiveValues:
-    """The non-zero values of each gene in each population, to draw from (arrays of `data.active_values`).
+    """The non-zero values of each gene in each population, to draw from (arrays of `sample.active_values`).
 
     Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge therefore runs
     between levels *if expressed*: a silent gene's level is a draw from the same gene in cells of the same population that do
@@ -337,24 +335,28 @@ class Encoded(NamedTuple):
 class PerturbationEncoder(nn.Module):
     """A condition ((target, dose), ...), cell type -> how it shifts every gene. Runs once per distinct condition.
 
-    Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from
-    the gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per
-    (target, cell type), linear from there on, so that the effects of several targets add. In training a condition's memory
-    gives way, with probability `target_dropout`, to that of an `unknown` target (not to zero: that is for "no perturbation", or
-    the origin of the sum would not be the controls). A target never seen gets `expected`.
+    Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from the
+    gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per (target,
+    cell type), linear from there on, so that the effects of several targets add. In training it gives way, with probability
+    `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
+    `expected` (not zero, which is "no perturbation": the origin must be the controls). The part for the cell type alone drops out
+    as often, so that the rest holds in a type where the target was never seen.
     """
 
-    def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed):
+    def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed, structure):
         super().__init__()
         k = settings.embedding
         self.dropout, self.dosed, self.n_types = settings.target_dropout, dosed, n_types
         self.target, self.pair = nn.Embedding(n_targets + 1, k), nn.Embedding(n_targets * n_types, k)
-        self.hill = nn.Parameter(torch.tensor([0.0, 0.0]).repeat(n_targets, 1))           # log slope, log10 midpoint
+        self.hill, self.from_structure = nn.Linear(k, 2), nn.Linear(structure, k)         # log slope, log10 of the half-way dose
+        self.register_buffer("structure", torch.zeros(n_targets, structure))              # a drug's; rows of zeros: not known
+        self.register_buffer("usual_dose", torch.zeros(()))                               # log10
         self.memory = nn.Linear(k, 2 * n_genes, bias=False)
         self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 16), nn.SiLU(), nn.Linear(16, 2 * channels))
-        for table in (self.target, self.pair):
-            nn.init.normal_(table.weight, std=0.3)
-        nn.init.zeros_(self.memory.weight)
+        for weights in (self.target.weight, self.pair.weight):
+            nn.init.normal_(weights, std=0.3)
+        for weights in (self.memory.weight, self.hill.weight, self.hill.bias):
+            nn.init.zeros_(weights)
         nn.init.normal_(self.gain[2].weight, std=0.02)
         nn.init.constant_(self.gain[2].bias, 0.4)
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
@@ -379,17 +381,18 @@ class PerturbationEncoder(nn.Module):
         device, C = self.effects.device, len(conditions)
         rows = [(c, p, dose, k) for c, (targets, k) in enumerate(conditions) for p, dose in targets]
         c, p, k = (torch.tensor([r[i] for r in rows], dtype=torch.long, device=device) for i in (0, 1, 3))
-        known = self.seen[p]
+        known, known_pair = self.seen[p], (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
         if self.training:
-            known = known & (torch.rand(C, generator=generator, device=device) >= self.dropout)[c]
-        known_pair = known & (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
+            hide, hide_pair = (torch.rand((2, C), generator=generator, device=device) < self.dropout)[:, c]
+            known, known_pair = known & ~hide, known_pair & ~hide & ~hide_pair
         unknown = self.target.weight[-1] if self.training else self.expected()
+        unknown = torch.where(self.structure[p].any(1, keepdim=True), self.from_structure(self.structure[p]), unknown)
         z = torch.where(known[:, None], self.target(p), unknown)
         z = z + self.pair(p * self.n_types + k.clamp_max(self.n_types - 1)) * known_pair[:, None]
         if self.dosed:                                                     # a Hill curve in the dose, for each drug
             dose = torch.tensor([r[2] for r in rows], device=device)
-            slope, middle = self.hill[p].unbind(1)
-            z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - middle))[:, None]
+            slope, middle = self.hill(z).unbind(1)
+            z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - self.usual_dose - middle))[:, None]
         z = torch.zeros(C, z.shape[1], device=device).index_add(0, c, z)
         effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
@@ -430,7 +433,7 @@ class Departures(nn.Module):
     cells, or one that only appears when sampling, has all it needs.
     """
 
-    def __init__(self, settings, genes, targets, cell_types, kind="gene", channels=1):
+    def __init__(self, settings, genes, targets, cell_types, kind="gene", channels=1, structure=1):
         super().__init__()
         N, K = len(genes), len(cell_types)
         self.settings, self.kind = settings, kind
@@ -442,7 +445,7 @@ class Departures(nn.Module):
             self.register_buffer(name, torch.zeros(K, N))
         self.register_buffer("gene_scale", torch.ones(N))                   # standard deviation within a group
         self.register_buffer("level_scale", torch.ones(N))                  # standard deviation of the level if expressed
-        self.encoder = PerturbationEncoder(settings, N, len(targets), K, channels, dosed=kind == "drug")
+        self.encoder = PerturbationEncoder(settings, N, len(targets), K, channels, kind == "drug", structure)
         self.x_trunk = Trunk(settings, 2 * N if settings.if_expressed else N, N, K)
         self.d_trunk = Trunk(settings, N, N, K)
         self.log_scale = nn.Parameter(torch.zeros(2, N))                    # skip gate: scales of x_0 and x_T, and their
@@ -484,9 +487,9 @@ class Departures(nn.Module):
             state = torch.cat([state * d, d], 1)
         end = start + condition.level
         residual = self.x_trunk(state, t, label, condition.z) * scale
-        if not self.settings.skip_gate:
-            return end + residual
-        return end + self.gate(t) * (x - (1 - t) * start - t * end) + residual
+        if self.settings.skip_gate:
+            residual = residual + self.gate(t) * (x - (1 - t) * start - t * end)
+        return end + residual
 
     def predict_logit(self, t, d, cell_type, label, condition):
         """d_theta: log odds (B, N) that each gene is on at T, given d_t."""
@@ -522,7 +525,7 @@ class Departures(nn.Module):
         """
         for target, _ in targets:
             p = self.targets.index(target) if target in self.targets else None
-            if p is None or not (self.encoder.seen[p] or self.encoder.effects[:, p].any()):
+            if p is None or not (self.encoder.seen[p] or self.encoder.effects[:, p].any() or self.encoder.structure[p].any()):
                 measured = "measured, but no node of the network" if target in self.genes else "not among the measured genes"
                 raise ValueError(f"cannot predict '{target}': it was not perturbed in training, and it is "
                                  + (measured if self.kind == "gene" else "a drug without a known structure"))
@@ -532,10 +535,7 @@ class Departures(nn.Module):
 # =========================================================================================================== 7  loss
 
 def endpoint_loss(xT, predicted, dT):
-    """Eq. 9: squared error on the genes expressed at T, each cell's mean over them, then the mean over cells.
-
-    Cells that express none of the genes count as zero.
-    """
+    """Eq. 9: squared error on the genes expressed at T, each cell's mean over them (0 where it has none), then the mean over cells."""
     return (dT * (xT - predicted) ** 2).sum(1).div(dT.sum(1).clamp_min(1)).mean()
 
 

@@ -14,7 +14,9 @@ import argparse
 import json
 import os
 
+import anndata
 import numpy as np
+import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
@@ -22,7 +24,7 @@ import data
 from baselines import BASELINES
 from figures import draw_pca, draw_violins
 
-SPLITS = 5
+SPLITS, FEWEST = 5, 4                                                       # random halves; cells of a condition to be scored
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -132,7 +134,7 @@ def score(screen, predicted, seed=0):
     for key in tqdm(sorted(predicted), desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
         model = predicted[key].toarray()
-        if len(measured) < 4 or len(model) < 2:
+        if len(measured) < FEWEST or len(model) < 2:
             skipped.append("@".join(key))
             continue
         rng = np.random.default_rng([seed, len(rows)])
@@ -143,9 +145,9 @@ def score(screen, predicted, seed=0):
         rows.append({"condition": "@".join(key), "cells": len(measured), "scores": scores,
                      "top_genes": [str(g) for g in screen.genes[ranked[:20]]]})
     if skipped:
-        print(f"not scored, fewer than 4 measured or 2 predicted cells: {', '.join(skipped)}")
+        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {data.some(skipped)}")
     if not rows:
-        raise data.InputError(f"{screen.source}: no condition with enough cells to score")
+        raise data.InputError(f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is nothing to score")
     return rows
 
 
@@ -222,7 +224,7 @@ def read_predicted(path, screen):
     X = X[:, [where[g] for g in names]]
     out = {}
     for name in label.unique():
-        if data.is_control(name.split("@")[0]):
+        if data.is_control(data.at_type(screen, name)[0]):
             continue
         keys = data.resolve(screen, name)
         if len(keys) > 1:
@@ -231,6 +233,15 @@ def read_predicted(path, screen):
     if not out:
         raise data.InputError(f"{path}: holds no predicted cells of any condition")
     return out
+
+
+def write_truth(path, screen, conditions):
+    """An h5ad of the measured cells of {(perturbation, cell type)} and of those types' controls, labelled as predicted.h5ad is."""
+    keys = {*conditions, *((data.CONTROL, t) for _, t in conditions)}
+    rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
+    obs = pd.DataFrame({"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}, screen.cells[rows], dtype="category")
+    truth = anndata.AnnData(screen.X[rows], obs, pd.DataFrame({"gene_name": screen.genes}, screen.var_names))
+    data.write_h5ad(truth, path)
 
 
 def shared_genes(path, screen):
@@ -245,7 +256,7 @@ def shared_genes(path, screen):
     return data.take_genes(screen, columns)
 
 
-def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0):
+def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None):
     """Score, print the table, write metrics.json and figures; returns the summary."""
     suffix = "_training" if training else ""
     if run:
@@ -263,12 +274,14 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     cells = read_predicted(predicted, screen)
     if not run:
         screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see
+    if truth:
+        write_truth(truth, screen, cells)
     rows = score(screen, cells, seed)
     rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    data.make_folder(f"{out}/figures{suffix}")
-    with open(f"{out}/metrics{suffix}.json", "w") as f:
-        json.dump(without_nan({"summary": summary, "conditions": rows, "splits": SPLITS}), f, indent=1, allow_nan=False)
+    os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
+    metrics = without_nan({"summary": summary, "conditions": rows, "splits": SPLITS})
+    data.save(f"{out}/metrics{suffix}.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
     strongest = rows[0]["condition"].replace("/", "_")
     draw_violins(f"{out}/figures{suffix}/violin_{strongest}.png", screen, rows[0], cells)
     draw_pca(f"{out}/figures{suffix}/pca.png", screen, rows, cells)
@@ -278,7 +291,7 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
     add = parser.add_argument
     add("run", nargs="?", help="folder of a run of train.py")
     add("--training", action="store_true", help="score the training conditions of the run")
@@ -286,12 +299,13 @@ def main():
     add("--data", help="the h5ad of measured cells that they are scored against")
     add("--out", help="folder for metrics.json and figures")
     add("--seed", type=int, default=0, help="of the random halves (default 0)")
+    add("--write-truth", metavar="H5AD", help="also write the measured cells of the scored conditions and their controls, for cell-eval")
     args = parser.parse_args()
     if bool(args.run) == bool(args.predicted and args.data) or (args.run and (args.predicted or args.data)):
         raise data.InputError("give a run, or --predicted and --data together")
     if args.seed < 0:
         raise data.InputError(f"--seed must not be negative, it is {args.seed}")
-    evaluate_run(args.run, None, args.training, args.predicted, args.data, args.out, args.seed)
+    evaluate_run(args.run, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth)
 
 
 if __name__ == "__main__":

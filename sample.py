@@ -8,6 +8,7 @@ Each predicted cell starts at a real control cell of its type (obs["control_cell
 numbers, so the same run, seed and device give the same cells whatever else is sampled.
 """
 import argparse
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from tqdm import tqdm
 import data
 from departures import ActiveValues, Departures, Settings, sample
 
-FORMAT = 1                                                                  # of the checkpoint; raise it when that changes
+FORMAT = 2                                                                  # of the checkpoint; raise it when that changes
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
@@ -34,12 +35,10 @@ def write_checkpoint(run, model, settings, reading, state):
     """runs/x/model.pt: tensors and plain values only, complete or not there at all."""
     content = {"format": FORMAT, "settings": asdict(settings), "reading": reading, "genes": model.genes,
                "targets": model.targets, "cell_types": model.cell_types, "kind": model.kind,
-               "channels": len(model.encoder.effects), "model": model.state_dict(), **state}
-    try:
-        torch.save(content, f"{run}/model.pt.tmp")
-        os.replace(f"{run}/model.pt.tmp", f"{run}/model.pt")
-    except (OSError, RuntimeError) as e:
-        raise data.InputError(f"{run}/model.pt: cannot be written ({e})") from e
+               "channels": len(model.encoder.effects), "structure": model.encoder.structure.shape[1], "model": model.state_dict(), **state}
+    memory = io.BytesIO()
+    torch.save(content, memory)
+    data.save(f"{run}/model.pt", memory.getbuffer())
 
 
 def read_checkpoint(run):
@@ -50,20 +49,31 @@ def read_checkpoint(run):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise data.InputError(f"{path}: truncated, or not a checkpoint ({reason}); train again") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content["settings"]) != set(asdict(Settings())):
-        version = content.get("format") if isinstance(content, dict) else None
+        raise data.InputError(f"{path}: truncated, or not a checkpoint of plain tensors and values; train again") from e
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
         raise data.InputError(f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again")
-    return content
+    return {**content, "path": path}
 
 
 def model_of(content, device):
     """The Departures that a checkpoint holds."""
-    model = Departures(Settings(**content["settings"]), content["genes"], content["targets"], content["cell_types"],
-                       content["kind"], content["channels"])
-    model.load_state_dict(content["model"])
+    try:
+        model = Departures(Settings(**content["settings"]), content["genes"], content["targets"], content["cell_types"],
+                           content["kind"], content["channels"], content["structure"])
+        model.load_state_dict(content["model"])
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise data.InputError(f"{content['path']}: a damaged checkpoint, its parts do not fit together; train again") from e
     return model.to(device)
+
+
+def check_folder(path):
+    """Refuse, before any work is done, a file or folder that cannot be made where it is wanted."""
+    parent = os.path.dirname(os.path.abspath(path))
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise data.InputError(f"{path}: cannot be written in {parent}; choose another place")
 
 
 def check_device(device):
@@ -73,7 +83,7 @@ def check_device(device):
         raise data.InputError(f"--device {device}: not available here ({str(e).splitlines()[0]}); use --device cpu") from e
 
 
-# ------------------------------------------------------------------------------------------------------------ sampling
+# ------------------------------------------------------------------------------------ what the model is told of a screen
 
 def population_statistics(X):
     """(mean, mean where expressed, fraction of cells expressing, variance where expressed) of each gene, (4, N) float32.
@@ -88,11 +98,74 @@ def population_statistics(X):
     return np.stack([total / X.shape[0], active_mean, n / X.shape[0], variance]).astype(np.float32)
 
 
+def active_values(X, groups):
+    """Every gene's non-zero values in every group, for draws "if expressed": (start, count) each (P, N), values (nnz,).
+
+    `values[start[p, i] : start[p, i] + count[p, i]]` are gene i's in group p (rows groups[p] of X). A gene silent in a
+    group borrows its values in all the groups together; one silent everywhere has count 0.
+    """
+    tables = [X[rows].tocsc() for rows in [*groups, np.concatenate(groups)]]
+    count = np.stack([np.diff(t.indptr) for t in tables]).astype(np.int64)
+    offset = np.cumsum([0] + [t.nnz for t in tables[:-1]])
+    start = np.stack([t.indptr[:-1] + o for t, o in zip(tables, offset)]).astype(np.int64)
+    silent = count == 0
+    start, count = np.where(silent, start[-1], start), np.where(silent, count[-1], count)
+    return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
+
+
 def describe_cell_type(model, cell_type, X, elsewhere):
     """Tell the model what a type's controls X (cells, N) are like; genes they never express take the level `elsewhere` (N,)."""
     mean, level, fraction, _ = population_statistics(X)
     model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, X.shape[0])
 
+
+def structures(screen, path):
+    """{drug: vector (D,)}, standardised: from a --drug-embedding table, else the file's own uns["drug_embedding"], else its SMILES.
+
+    Whoever is in the table can be predicted later. Raises InputError for a table that cannot be used.
+    """
+    table = screen.uns.get("drug_embedding", {})
+    if path:
+        try:
+            table = pd.read_csv(path, index_col=0)
+        except (OSError, ValueError) as e:
+            raise data.InputError(f"--drug-embedding {path}: not a readable CSV ({e})") from e
+    elif not len(table) and "SMILES" in screen.obs:
+        table = pd.DataFrame({"SMILES": screen.obs["SMILES"].astype(str).to_numpy()},
+                             [p.rpartition(":")[0] or p for p in screen.perturbation]).groupby(level=0).first()
+    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table).T                # a dict of vectors
+    table.index = table.index.astype(str)
+    drugs = {t for p, _ in screen.groups for t, _ in data.targets_of(p, "drug")}
+    if "SMILES" in table:
+        table = fingerprints(table["SMILES"].drop(data.CONTROL, errors="ignore"), screen.found)
+    V = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    if len(V) and (not drugs & set(table.index) or not table.index.is_unique or not np.isfinite(V).all()):
+        raise data.InputError(f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, for each drug by name "
+                              f"({data.some(sorted(drugs), 3)})")
+    known = len(drugs & set(table.index))
+    if len(V):
+        screen.found.append(f"structures of {known:,} of {len(drugs):,} drugs, and of {len(V) - known:,} others that can be asked for")
+    return dict(zip(table.index, (V - V.mean(0)) / (V.std() or 1) / np.sqrt(V.shape[1]))) if len(V) else {}
+
+
+def fingerprints(smiles, found):
+    """Morgan fingerprints (radius 2, 1,024 bits) of named SMILES, a row for each that RDKit understands; none without RDKit."""
+    try:
+        from rdkit import Chem, RDLogger
+        from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+    except ImportError:
+        found.append("warning: SMILES are not read without RDKit (pip install rdkit): drugs are known by name only")
+        return pd.DataFrame()
+    RDLogger.DisableLog("rdApp.*")
+    molecules = {drug: Chem.MolFromSmiles(str(s)) for drug, s in smiles.items()}
+    wrong = [drug for drug, molecule in molecules.items() if molecule is None]
+    if wrong:
+        found.append(f"warning: RDKit does not understand the SMILES of {data.some(wrong)}: known by name only")
+    morgan = GetMorganGenerator(radius=2, fpSize=1024)
+    return pd.DataFrame({drug: morgan.GetFingerprintAsNumPy(m) for drug, m in molecules.items() if m is not None}).T
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
 
 def predict(model, screen, perturbation, cell_type, n, values, seed, device, batch=512):
     """n cells of a condition: (X, if-expressed levels) each (n, N) CSR, and the rows of the controls they started from."""
@@ -113,6 +186,8 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
                screen=None):
     """Sample conditions of a run into an h5ad; returns its path. By default every held-out one, as many cells as were measured."""
     content = read_checkpoint(run)
+    out = out or f"{run}/{'asked' if conditions else 'training' if training else 'predicted'}.h5ad"
+    check_folder(out)
     settings = Settings(**content["settings"])
     seed = settings.seed if seed is None else seed
     model = model_of(content, device)
@@ -122,7 +197,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
         if path or t not in model.cell_types:
             describe_cell_type(model, str(t), screen.X[screen.controls(t)], level)
     known = [t for t in model.cell_types if (data.CONTROL, t) in screen.groups]
-    table = ActiveValues(*data.active_values(screen.X, [screen.controls(t) for t in known]), device)
+    table = ActiveValues(*active_values(screen.X, [screen.controls(t) for t in known]), device)
     place = torch.tensor([known.index(t) if t in known else 0 for t in model.cell_types], device=device)
     table.start, table.count = table.start[place], table.count[place]      # one population per cell type of the model
     wanted = [c for name in conditions for c in asked(screen, model, name)] or sorted(
@@ -132,7 +207,6 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     for p, t in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         n = cells or len(screen.groups.get((p, t), range(200)))
         parts.append((p, t, *predict(model, screen, p, t, n, table, seed, device)))
-    out = out or f"{run}/{'asked' if conditions else 'training' if training else 'predicted'}.h5ad"
     write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
                                                        "reading": json.dumps(content["reading"]), "controls": screen.source},
                     with_controls)
@@ -155,14 +229,13 @@ def check_predictable(model, screen, conditions):
 
 def asked(screen, model, name):
     """The (perturbation, cell type) pairs that a condition's name means, whether or not anybody measured them."""
-    perturbation, at, cell_type = name.rpartition("@")
-    if not at or (cell_type not in screen.cell_types and cell_type not in model.cell_types):
-        perturbation, cell_type = name, None
-    elif cell_type not in screen.cell_types:
-        raise data.InputError(f"{screen.source}: no control cells of type '{cell_type}' to start '{name}' from")
-    if model.kind == "gene":
-        perturbation = "+".join(sorted(perturbation.split("+")))
-    return [(perturbation, t) for t in screen.cell_types if cell_type in (None, t)]
+    perturbation, cell_type = data.at_type(screen, name)
+    other = next((t for t in model.cell_types if cell_type is None and name.endswith(f"@{t}")), None)
+    if other:
+        raise data.InputError(f"{screen.source}: no control cells of type '{other}' to start '{name}' from")
+    doses = {p for p, _ in screen.groups if model.kind == "drug" and p != data.CONTROL and
+             data.targets_of(p, "drug")[0][0] == perturbation}             # a drug's name alone means every measured dose
+    return [(p, t) for p in sorted(doses or {perturbation}) for t in screen.cell_types if cell_type in (None, t)]
 
 
 def _screen(content, path):
@@ -193,7 +266,7 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
         tables.append(pd.DataFrame({"perturbation": p, "cell_type": t, "condition": f"{p}@{t}",
                                     "control_cell": screen.cells[rows], "is_predicted": True}))
     if with_controls:
-        rows = np.flatnonzero(screen.perturbation == data.CONTROL)
+        rows = np.flatnonzero((screen.perturbation == data.CONTROL) & np.isin(screen.cell_type, [part[1] for part in parts]))
         blocks.append(screen.X[rows])
         levels.append(screen.X[rows])
         tables.append(pd.DataFrame({"perturbation": data.CONTROL, "cell_type": screen.cell_type[rows],
@@ -213,11 +286,12 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
     adata = anndata.AnnData(sparse.vstack(blocks).tocsr().astype(np.float32), obs=obs, var=var)
     adata.layers["if_expressed"] = sparse.vstack([blocks[0], *levels]).tocsr().astype(np.float32)
     adata.uns["departures"] = about
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     data.write_h5ad(adata, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
     add = parser.add_argument
     add("run", help="folder of a run of train.py")
     add("--condition", action="append", default=[], help="what to predict: A, A+B or drug:dose, with @celltype for one type only")

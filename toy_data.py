@@ -1,11 +1,11 @@
 """Toys with known answers: a simulated Perturb-seq screen, Gaussian bridges, trackability, and what pairing recovers.
 
-    python toy_data.py screen screen.h5ad        an h5ad in the GEARS form, its truth beside the counts      1 s on 2 CPU cores
+    python toy_data.py screen screen.h5ad        an h5ad in the GEARS form, its truth beside the counts; --drugs 24: as sci-Plex3
     python toy_data.py gaussian                  learned bridges against the closed-form Schroedinger bridge
     python toy_data.py trackability              when can the true pairing be found at all?
     python toy_data.py pairing                   how much of the simulated screen's true pairing each strategy finds
 
-The last three write a table (CSV) and, but for `pairing`, a figure into runs/NAME.
+The last three write a table (CSV), the first two of them also a figure, into runs/NAME.
 """
 import argparse
 import itertools
@@ -22,9 +22,9 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 import data
-from baselines import laot
+from baselines import laot, trackable_displacement
 from departures import Departures, Settings, joint_loss, pair, sample
-from evaluate import gamma_by_median, mmd2, squared_distances
+from evaluate import gamma_by_median, mmd2
 from figures import draw_gaussian, draw_trackability
 
 
@@ -50,8 +50,7 @@ def regulatory_network(n_genes, n_regulators, rng):
     for j in range(1, n_genes):
         upstream = min(j, n_regulators)
         n_parents = min(upstream, 1 + rng.poisson(1.5))
-        p = popularity[:upstream] / popularity[:upstream].sum()
-        parents = rng.choice(upstream, n_parents, replace=False, p=p)
+        parents = rng.choice(upstream, n_parents, replace=False, p=popularity[:upstream] / popularity[:upstream].sum())
         W[j, parents] = rng.choice([-1, 1], n_parents, p=[0.35, 0.65]) * rng.uniform(0.25, 0.75, n_parents)
     return W
 
@@ -61,74 +60,94 @@ def negative_binomial(mean, dispersion, rng):
     return rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, mean.shape)).astype(np.float32)
 
 
-def log_normalise(counts):
-    """Library-size normalisation to the median cell, then log1p, as Scanpy's normalize_total and log1p. (C, G)"""
-    total = counts.sum(1, keepdims=True)
-    return np.log1p(counts / np.maximum(total, 1) * np.median(total))
+def unperturbed_cells(W, n_regulators, n_cells, n_types, rng):
+    """Log rates (C, G) of cells that nobody perturbed, and their types (C,); noise travels along W as perturbations will."""
+    n_genes, base = len(W), rng.normal(0, 1.0, len(W))
+    base[:n_regulators] = rng.normal(1.0, 0.7, n_regulators)                       # regulators must be seen to matter
+    noise_scale = rng.lognormal(np.log(0.5), 0.3, n_genes)
+    marker = rng.random(n_genes) < 0.3
+    type_shift = np.concatenate([np.zeros((1, n_genes)), np.where(marker, rng.normal(0, 0.8, (n_types - 1, n_genes)), 0)])
+    loading = rng.normal(0, 0.25, (2, n_genes)) * (rng.random((2, n_genes)) < 0.3)
+    cell_type = rng.integers(0, n_types, n_cells)
+    cycle = rng.uniform(0, 2 * np.pi, n_cells)                                     # a cyclic state of two programmes
+    state = np.stack([np.cos(cycle), np.sin(cycle)], 1) * np.sqrt(2)
+    eta = rng.normal(0, noise_scale, (n_cells, n_genes))
+    return base + type_shift[cell_type] + state @ loading + eta @ np.linalg.inv(np.eye(n_genes) - W).T, cell_type
+
+
+def sequence(log_rate, shift, obs, symbols, W, effect, perturbed, rng):
+    """The AnnData of cells (C, G) at log_rate + shift, sequenced, and of their counterfactuals at log_rate, of the same library sizes."""
+    library = rng.lognormal(np.log(3.0 * len(symbols)), 0.35, (len(obs), 1))
+    dispersion = rng.uniform(0.05, 0.2, len(symbols))
+    counts, counterfactual = (sparse.csr_matrix(negative_binomial(library * rate / rate.sum(1, keepdims=True), dispersion, rng))
+                              for rate in map(np.exp, (log_rate + shift, log_rate)))
+    obs.index = [f"cell{i:05d}" for i in range(len(obs))]
+    var = pd.DataFrame({"gene_name": symbols}, index=[f"ENSG{i + 1:011d}" for i in range(len(symbols))])
+    adata = anndata.AnnData(data.log1p_csr(counts, "simulated")[0], obs.astype({c: "category" for c in obs if obs[c].dtype == object}), var)
+    adata.layers.update(counts=counts, counterfactual=counterfactual)
+    adata.varp["grn"], adata.varm["effect"] = sparse.csr_matrix(W), pd.DataFrame(effect, adata.var_names, perturbed)
+    return adata
 
 
 def simulate_screen(n_genes=300, n_perturbed=40, n_cells=8000, control_fraction=0.2, seed=0):
     """Simulate a CRISPRi screen of two cell types; returns an AnnData in the form that GEARS distributes.
 
-    X is log1p of library-size-normalised counts; `layers["counts"]` are the counts. The truth is kept beside them:
-    `varp["grn"]` (row: target, column: regulator), `varm["effect"]` (change of log rate in a penetrant cell, one
-    column per perturbed gene), `layers["counterfactual"]` (counts of the same cell, not perturbed), `obs["penetrant"]`.
+    X is log1p of library-size-normalised `layers["counts"]`. The truth is beside them: `varp["grn"]` (row: target, column: regulator),
+    `varm["effect"]` (change of log rate in a penetrant cell), `layers["counterfactual"]` (the same cell, not perturbed), `obs["penetrant"]`.
     """
-    rng = np.random.default_rng(seed)
-    n_regulators = max(n_perturbed, n_genes // 5)
+    rng, n_regulators = np.random.default_rng(seed), max(n_perturbed, n_genes // 5)
     W = regulatory_network(n_genes, n_regulators, rng)
     spread = np.linalg.inv(np.eye(n_genes) - W)                                    # z = spread @ eta
     targets = np.sort(rng.choice(n_regulators, n_perturbed, replace=False))
-    knock_down = np.log(1 - rng.uniform(0.75, 0.95, n_perturbed))                  # 75 to 95 % of the transcript
-    penetrance = rng.uniform(0.65, 0.95, n_perturbed)                              # the rest of the cells escape
-
-    base = rng.normal(0, 1.0, n_genes)
-    base[:n_regulators] = rng.normal(1.0, 0.7, n_regulators)                       # regulators must be seen to matter
-    noise_scale = rng.lognormal(np.log(0.5), 0.3, n_genes)
-    marker = rng.random(n_genes) < 0.3
-    type_shift = np.stack([np.zeros(n_genes), np.where(marker, rng.normal(0, 0.8, n_genes), 0)])
-    loading = rng.normal(0, 0.25, (2, n_genes)) * (rng.random((2, n_genes)) < 0.3)
-
-    which = np.full(n_cells, -1)                                                   # -1 is a control
+    knock_down, penetrance = np.log(1 - rng.uniform(0.75, 0.95, n_perturbed)), rng.uniform(0.65, 0.95, n_perturbed)   # the rest escape
+    log_rate, cell_type = unperturbed_cells(W, n_regulators, n_cells, 2, rng)
     n_controls = int(control_fraction * n_cells)
-    which[n_controls:] = np.arange(n_cells - n_controls) % n_perturbed
-    cell_type = rng.integers(0, 2, n_cells)
-    cycle = rng.uniform(0, 2 * np.pi, n_cells)                                     # a cyclic state of two programmes
-    state = np.stack([np.cos(cycle), np.sin(cycle)], 1) * np.sqrt(2)
-    eta = rng.normal(0, noise_scale, (n_cells, n_genes))
-    log_rate = base + type_shift[cell_type] + state @ loading + eta @ spread.T
-
+    which = np.concatenate([np.full(n_controls, -1), np.arange(n_cells - n_controls) % n_perturbed])      # -1 is a control
     penetrant = (which >= 0) & (rng.random(n_cells) < penetrance[which])
     effect = spread[:, targets] * knock_down                                       # (G, n_perturbed)
     shift = np.where(penetrant[:, None], effect.T[which], 0)
-    library = rng.lognormal(np.log(3.0 * n_genes), 0.35, n_cells)
-    dispersion = rng.uniform(0.05, 0.2, n_genes)
-
-    def sequence(log_rate):
-        rate = np.exp(log_rate)
-        return negative_binomial(library[:, None] * rate / rate.sum(1, keepdims=True), dispersion, rng)
-
-    counts, counterfactual = sequence(log_rate + shift), sequence(log_rate)
-    return _gears_form(counts, counterfactual, which, targets, cell_type, penetrant, W, effect)
+    symbols = np.array([f"TF{i + 1:03d}" if (W[:, i] != 0).any() or i in targets else f"GENE{i + 1:03d}" for i in range(n_genes)])
+    obs = pd.DataFrame({"condition": np.where(which < 0, "ctrl", np.char.add(symbols[targets][which], "+ctrl")), "penetrant": penetrant,
+                        "cell_type": np.array(["typeA", "typeB"])[cell_type], "dose_val": np.where(which < 0, "1", "1+1"),
+                        "control": (which < 0).astype(int)})
+    obs["condition_name"] = obs["cell_type"] + "_" + obs["condition"] + "_" + obs["dose_val"]
+    return sequence(log_rate, shift, obs, symbols, W, effect, symbols[targets], rng)
 
 
-def _gears_form(counts, counterfactual, which, targets, cell_type, penetrant, W, effect):
-    """Names, columns and truth around the simulated counts."""
-    n_cells, n_genes = counts.shape
-    symbols = np.array([f"TF{i + 1:03d}" if (W[:, i] != 0).any() or i in targets else f"GENE{i + 1:03d}"
-                        for i in range(n_genes)])
-    condition = np.where(which < 0, "ctrl", np.char.add(symbols[targets][which], "+ctrl"))
-    dose, types = np.where(which < 0, "1", "1+1"), np.array(["typeA", "typeB"])[cell_type]
-    obs = pd.DataFrame({"condition": pd.Categorical(condition), "cell_type": pd.Categorical(types),
-                        "dose_val": pd.Categorical(dose), "control": (which < 0).astype(int),
-                        "condition_name": [f"{t}_{c}_{d}" for t, c, d in zip(types, condition, dose)],
-                        "penetrant": penetrant},
-                       index=[f"cell{i:05d}" for i in range(n_cells)])
-    var = pd.DataFrame({"gene_name": symbols}, index=[f"ENSG{i + 1:011d}" for i in range(n_genes)])
-    adata = anndata.AnnData(sparse.csr_matrix(log_normalise(counts), dtype=np.float32), obs=obs, var=var)
-    adata.layers.update(counts=sparse.csr_matrix(counts), counterfactual=sparse.csr_matrix(counterfactual))
-    adata.varp["grn"] = sparse.csr_matrix(W)
-    adata.varm["effect"] = pd.DataFrame(effect, index=var.index, columns=symbols[targets])
+def simulate_drug_screen(n_genes=300, n_drugs=24, n_cells=20000, control_fraction=0.15, doses=(0.001, 0.01, 0.1, 1.0), seed=0):
+    """Simulate a drug screen of three cell types in the form of sci-Plex3: `condition`, `cell_type`, `dose_val`.
+
+    Drugs come in families of four that share three target regulators and most of 64 structure bits (`uns["drug_embedding"]`); strengths
+    differ as the bits do, and by chance. The response is a Hill curve of the dose times the cell type's sensitivity to the family.
+    `obs["split_dose"]`, `["split_cell_type"]` and `["split_drug"]` each hold out (`test`) another way of being unseen. The truth is
+    `varm["effect"]` (change of log rate at full response).
+    """
+    rng, family, n_regulators, n_controls = np.random.default_rng(seed), np.arange(n_drugs) // 4, n_genes // 5, int(control_fraction * n_cells)
+    W = regulatory_network(n_genes, n_regulators, rng)
+    log_rate, cell_type = unperturbed_cells(W, n_regulators, n_cells, 3, rng)
+    core, own = rng.random((family[-1] + 1, 64)) < 0.3, rng.random((n_drugs, 64)) < 0.08       # own: bits not shared with the family
+    action = np.zeros((len(core), n_genes))
+    for row in action:
+        row[rng.choice(n_regulators, 3, replace=False)] = rng.choice([-1, 1], 3) * rng.uniform(1.0, 2.5, 3)
+    strength = np.exp(own @ rng.normal(0, 0.15, 64) + rng.normal(0, 0.1, n_drugs))
+    effect = action[family] * strength[:, None] @ np.linalg.inv(np.eye(n_genes) - W).T                  # (n_drugs, G)
+    half_way = 10 ** (rng.uniform(-2.5, -0.5, len(core))[family] + rng.normal(0, 0.2, n_drugs))         # EC50
+    slope, sensitivity = rng.uniform(0.8, 2.0, n_drugs), rng.uniform(0.4, 1.2, (len(core), 3))
+    which = np.concatenate([np.full(n_controls, -1), np.arange(n_cells - n_controls) % n_drugs])         # -1 is a control
+    level = rng.integers(0, len(doses), n_cells)
+    dose = np.where(which < 0, 1.0, np.asarray(doses)[level])                      # of controls 1, as in chemCPA's file
+    response = sensitivity[family[which], cell_type] / (1 + (half_way[which] / dose) ** slope[which])
+    shift = np.where(which[:, None] < 0, 0, response[:, None] * effect[which])
+    drugs = np.array([f"{chr(65 + i // 4)}-{i % 4 + 1}" for i in range(n_drugs)])
+    half = rng.random(n_drugs) < 0.5                                               # of the drugs have an unseen dose, or type
+    unseen = {"split_dose": half[which] & (level == rng.integers(0, len(doses), n_drugs)[which]),
+              "split_cell_type": half[which] & (cell_type == rng.integers(0, 3, n_drugs)[which]),
+              "split_drug": which % 4 == rng.integers(0, 4, len(core))[family[which]]}                   # one of each family
+    obs = pd.DataFrame({"condition": np.where(which < 0, "control", drugs[which]), "dose_val": dose, "control": (which < 0).astype(int),
+                        "cell_type": np.array(["typeA", "typeB", "typeC"])[cell_type],
+                        **{name: np.where((which >= 0) & test, "test", "train") for name, test in unseen.items()}})
+    adata = sequence(log_rate, shift, obs, [f"GENE{i + 1:03d}" for i in range(n_genes)], W, effect.T, drugs, rng)
+    adata.uns["drug_embedding"] = pd.DataFrame((core[family] ^ own).astype(np.float32), drugs, [f"bit{i}" for i in range(64)])
     return adata
 
 
@@ -224,8 +243,8 @@ def gaussian(out, seed=0, dimensions=(1, 2, 20), batches=(8, 32, 128, 512), pair
                          "bridge off": off(joint[:d, d:], target), "mean off": np.abs(end.mean(0) - 1).max(),
                          "covariance off": off(joint[d:, d:], S1)})
     table = pd.DataFrame(rows)
-    known = {n: minibatch_covariance(n) / schrodinger_covariance(np.eye(1), np.eye(1), sigma).item() for n in 2 ** np.arange(3, 10)}
-    draw_gaussian(f"{out}/gaussian.png", table, known)
+    one = schrodinger_covariance(np.eye(1), np.eye(1), sigma).item()
+    draw_gaussian(f"{out}/gaussian.png", table, {n: minibatch_covariance(n) / one for n in 2 ** np.arange(3, 10)})
     return table
 
 
@@ -237,28 +256,6 @@ def near_identity(n, d, kind, rng):
     moves all cells along one line) or Gaussian (the harder toy)."""
     E = rng.random((d, d)) if kind == "uniform" else rng.normal(size=(d, d))
     return rng.normal(0, d ** -0.5, (n, d)), E / np.linalg.norm(E)
-
-
-def rip_constant(x):
-    """The exact (2, delta)-RIP constant of cells x (n, d): the smallest delta with |sum v_i x_i|^2 within (1 +- delta) |v|^2
-    for all v with two entries: from the eigenvalues of the 2 x 2 Gram matrix of every pair of cells."""
-    G = x @ x.T
-    i, j = np.triu_indices(len(x), 1)
-    middle, half = (G[i, i] + G[j, j]) / 2, np.hypot((G[i, i] - G[j, j]) / 2, G[i, j])
-    return max((middle + half).max() - 1, 1 - (middle - half).min())
-
-
-def trackable_displacement(x):
-    """How far cells x (n, d) may move for the true pairing to stay recoverable: three sufficient bounds on L t, rising.
-
-    sqrt((1 - delta) / 2n)   Jafari et al. 2026: L times their Delta (trackable is t < Delta; their text has ">" for both regimes)
-    sqrt((1 - delta) / 2)    does not shrink with n: a cell that moved less than half the smallest distance between two cells is
-                             nearer to its own start than to any other, and that distance is at least sqrt(2 (1 - delta))
-    half that distance       says something even where delta exceeds 1, in few dimensions
-    """
-    room = max(0.0, 1 - rip_constant(x))
-    smallest = np.sqrt(squared_distances(x, x)[np.triu_indices(len(x), 1)].min())
-    return np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), smallest / 2
 
 
 DIMENSIONS, DEVIATIONS = range(10, 101, 10), (0, 0.1, 0.2, 0.5, 1, 2, 5, *range(10, 201, 10))
@@ -327,17 +324,17 @@ STRATEGIES = (("exact", "all genes", {}), ("exact, Euclidean", "all genes", {"co
 def pairing(out, seed=0):
     """How much of the true pairing (each perturbed cell and its own counterfactual) each strategy finds in noisy counts.
 
-    `counts a gene`: as simulated, and thinned to a tenth. The pool is the counterfactuals of the batch's own cells: `recovered`,
-    the share that get theirs; `rank`, the share of the pool that is nearer to it than the one they get (chance 0.5); `distance`,
-    from it to the one they get, over chance. `rank, others`: the same when the pool is other cells, real controls.
+    `counts a gene`: as simulated, and a tenth. The pool is the counterfactuals of the batch's own cells: `recovered`, the share that get
+    theirs; `rank`, the share of the pool nearer to it than the one they get (chance 0.5; `rank, others`: in a pool of real controls).
     """
     screen, rng, rows = simulate_screen(300, 4, 6000, seed=seed), np.random.default_rng(seed), []
     counts, twin = (screen.layers[k].toarray().astype(int) for k in ("counts", "counterfactual"))
+    log_normalise = lambda x: data.log1p_csr(x, "simulated")[0].toarray()  # noqa: E731
     full_twin, full = log_normalise(twin), log_normalise(counts)
     label = screen.obs["condition"].astype(str) + "@" + screen.obs["cell_type"].astype(str)
     groups = {name: np.flatnonzero(label == name) for name in sorted(set(label))}
     for depth in (1.0, 0.1):
-        seen, seen_twin = (log_normalise(rng.binomial(c, depth)).astype(np.float32) for c in (counts, twin))
+        seen, seen_twin = (log_normalise(rng.binomial(c, depth)) for c in (counts, twin))
         spaces = gene_spaces(seen[(screen.obs["condition"] == "ctrl").to_numpy()])
         for (name, space, choice), n in tqdm(list(itertools.product(STRATEGIES, (32, 128, 512))), f"depth {depth:g}"):
             scores, generator = [], torch.Generator().manual_seed(seed)
@@ -373,24 +370,26 @@ def against_truth(twin, pool, drawn):
 # ------------------------------------------------------------------------------------------------ command line
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("screen", help="write a simulated screen").add_argument
+    parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
+    commands = parser.add_subparsers(dest="command", required=True, prog="toy_data.py")
+    add = commands.add_parser("screen", help="write a simulated screen", usage=argparse.SUPPRESS).add_argument
     add("out", help="where to write the h5ad")
-    for option, default in (("--cells", 8000), ("--genes", 300), ("--perturbed", 40), ("--seed", 0)):
+    add("--drugs", type=int, help="a drug screen of so many drugs, instead of knock-downs")
+    for option, default in {"--cells": None, "--genes": 300, "--perturbed": 40, "--seed": 0}.items():
         add(option, type=int, default=default)
     for demonstration in (gaussian, trackability, pairing):
         name = demonstration.__name__
-        command = commands.add_parser(name, help=demonstration.__doc__.split("\n")[0])
+        command = commands.add_parser(name, help=demonstration.__doc__.split("\n")[0], usage=argparse.SUPPRESS)
         command.add_argument("--out", default=f"runs/{name}", help=f"folder for its numbers and figure (default runs/{name})")
         command.set_defaults(demonstration=demonstration)
     args = parser.parse_args()
     if args.command == "screen":
-        adata = simulate_screen(args.genes, args.perturbed, args.cells, seed=args.seed)
+        adata = (simulate_drug_screen(args.genes, args.drugs, args.cells or 20000, seed=args.seed) if args.drugs else
+                 simulate_screen(args.genes, args.perturbed, args.cells or 8000, seed=args.seed))
         data.write_h5ad(adata, args.out)
-        print(f"{args.out}: {adata.n_obs} cells x {adata.n_vars} genes, {args.perturbed} knock-downs, 2 cell types")
+        print(f"{args.out}: {adata.n_obs:,} cells x {adata.n_vars:,} genes; python data.py {args.out} tells more")
     else:
-        data.make_folder(args.out)
+        os.makedirs(args.out, exist_ok=True)
         table = args.demonstration(args.out)
         table.to_csv(f"{args.out}/{args.command}.csv", index=False)
         print(table.to_string(index=False, float_format="{:.3f}".format), f"\nall numbers and figures: {args.out}/")

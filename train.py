@@ -9,10 +9,10 @@ In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over 
 unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; seconds is the epoch's time.
 """
 import argparse
-import csv
 import itertools
 import math
 import os
+import sys
 import time
 from dataclasses import fields
 from functools import partial
@@ -47,10 +47,13 @@ def build(screen, settings, device, also=()):
         if gene not in screen.genes:
             raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
     edges = None if settings.grn in ("structural", "coexpression", "none") else read_edges(settings.grn)
-    targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also)
+    structure = sample.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
+    targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also) | set(structure)
     torch.manual_seed(settings.seed)
     model = Departures(settings, screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types)),
-                       screen.kind, channels=1 + (edges is not None))
+                       screen.kind, 1 + (edges is not None), len(next(iter(structure.values()), [0])))
+    for drug, vector in structure.items():
+        model.encoder.structure[model.targets.index(drug)] = torch.as_tensor(vector)
     groups = screen.training_groups()
     _, level, _, variance = sample.population_statistics(screen.X[np.concatenate(list(groups.values()))])
     for t in model.cell_types:
@@ -63,6 +66,8 @@ def build(screen, settings, device, also=()):
             i = model.targets.index(target)
             model.encoder.seen[i] = model.encoder.seen_pair[i, model.cell_types.index(t)] = True
     model.to(device)
+    doses = [dose for p, _ in groups for _, dose in data.targets_of(p, screen.kind)]
+    model.encoder.usual_dose.fill_(float(np.median(np.log10(np.maximum(doses, 1e-12)))))
     if screen.kind == "gene" and settings.grn != "none":
         model.encoder.effects[0] = network_effects(model, screen, settings)
     if edges is not None:
@@ -193,7 +198,7 @@ def train(model, screen, settings, out, state, device, save):
     """Train from state["epoch"] to the end; save(state) after every epoch. Each epoch has its own seed, so a resumed run is
     the same run."""
     groups = list(screen.training_groups())
-    values = ActiveValues(*data.active_values(screen.X, [screen.groups[g] for g in groups]), device)
+    values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
     conditions = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups]
     control_of = torch.tensor([groups.index((data.CONTROL, t)) for _, t in groups])
     n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups
@@ -203,36 +208,37 @@ def train(model, screen, settings, out, state, device, save):
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
         optimiser.load_state_dict(state["optimiser"])
-    progress = tqdm(total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step", mininterval=0.5)
-    for epoch in range(state["epoch"], epochs):
-        started = time.time()
-        cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
-        generator = generator_for(device, cpu)
-        sources, ends, which, errors = draw_pairs(screen, groups, settings, cpu, device)
-        losses = torch.zeros(2, device=device)
-        model.train()
-        order = torch.randperm(len(ends), generator=cpu).numpy()
-        batches = np.array_split(order, math.ceil(len(order) / settings.batch))
-        for i, b in enumerate(batches):
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
-            x0, xT = (torch.from_numpy(screen.dense(rows[b])).to(device) for rows in (sources, ends))
-            distinct, place = np.unique(which[b], return_inverse=True)
-            populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
-            level, activation = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
-                                           torch.as_tensor(place, device=device), populations, values, generator)
-            optimiser.zero_grad()
-            (level + activation).backward()                                # Eq. 15
-            optimiser.step()
-            losses += torch.stack([level, activation]).detach() / len(batches)
-            progress.update()
-        state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
-        state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((~(errors <= 0.01)).sum()), float(errors.max()),
-                             time.time() - started])
-        progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
-        save(state)
-        write_log(out, state["log"])
-    progress.close()
+    if state["log"]:
+        write_log(out, state["log"])                                       # killed after a checkpoint, before its log
+    with tqdm(total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step", mininterval=0.5) as progress:
+        for epoch in range(state["epoch"], epochs):
+            started = time.time()
+            cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
+            generator = generator_for(device, cpu)
+            sources, ends, which, errors = draw_pairs(screen, groups, settings, cpu, device)
+            losses = torch.zeros(2, device=device)
+            model.train()
+            order = torch.randperm(len(ends), generator=cpu).numpy()
+            batches = np.array_split(order, math.ceil(len(order) / settings.batch))
+            for i, b in enumerate(batches):
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
+                x0, xT = (torch.from_numpy(screen.dense(rows[b])).to(device) for rows in (sources, ends))
+                distinct, place = np.unique(which[b], return_inverse=True)
+                populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
+                level, activation = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
+                                               torch.as_tensor(place, device=device), populations, values, generator)
+                optimiser.zero_grad()
+                (level + activation).backward()                                # Eq. 15
+                optimiser.step()
+                losses += torch.stack([level, activation]).detach() / len(batches)
+                progress.update()
+            state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
+            state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((~(errors <= 0.01)).sum()), float(errors.max()),
+                                 time.time() - started])
+            progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
+            save(state)
+            write_log(out, state["log"])
     loose = sum(row[4] for row in state["log"])
     if loose:
         print(f"warning: Sinkhorn left {loose:,} of {sum(r[3] for r in state['log']):,} plans more than 1 % off their marginals "
@@ -240,8 +246,7 @@ def train(model, screen, settings, out, state, device, save):
 
 
 def write_log(out, log):
-    with open(f"{out}/log.csv", "w", newline="") as f:
-        csv.writer(f).writerows([LOG, *log])
+    data.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
     epoch, endpoint, activation = np.array(log)[:, :3].T
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, y, title, unit in ((axes[0], endpoint, "Expression bridge (Eq. 9)", "squared error on expressed genes"),
@@ -257,7 +262,7 @@ def write_log(out, log):
 # -------------------------------------------------------------------------------------------------------- command line
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
     add = parser.add_argument
     add("--data", help="h5ad of the screen; without it one is simulated")
     add("--test", action="append", default=[], help="condition to hold out: A, A+B, drug:dose, with @celltype for one type only")
@@ -289,6 +294,7 @@ def new_run(args):
         raise data.InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
     if os.path.isfile(out):
         raise data.InputError(f"{out}: is a file; --out names a folder")
+    sample.check_folder(out)
     path = os.path.abspath(args.data or f"{out}/screen.h5ad")              # so that the run can be used from any folder
     reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
                "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}
@@ -296,7 +302,7 @@ def new_run(args):
         screen = data.prepare(**reading)                                   # before the folder is made: a bad file leaves nothing
     else:
         print(f"no --data: simulating a screen into {path}")
-        data.make_folder(out)
+        os.makedirs(out, exist_ok=True)
         data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
         screen = data.prepare(**reading)
     return out, reading, settings, screen
@@ -304,6 +310,9 @@ def new_run(args):
 
 def check(settings):
     """Refuse settings that cannot work, in one line."""
+    for f in fields(Settings):
+        if f.type is float and not math.isfinite(getattr(settings, f.name)):
+            raise data.InputError(f"--{f.name.replace('_', '-')} must be a finite number, not {getattr(settings, f.name)}")
     for name in ("steps", "batch", "width", "embedding", "pairing_batch", "sigma", "learning_rate", "grn_factors"):
         if not getattr(settings, name) > 0:
             raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
@@ -327,8 +336,12 @@ def main():
     args = parse()
     sample.check_device(args.device)
     if args.resume:
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value and name not in ("resume", "device", "data")]
+        if given:
+            raise data.InputError(f"--resume {args.resume} goes on with the run's own settings; leave out {', '.join(given)}")
         checkpoint = sample.read_checkpoint(args.resume)
         out, reading, settings = args.resume, checkpoint["reading"], Settings(**checkpoint["settings"])
+        reading["path"] = os.path.abspath(args.data) if args.data else reading["path"]         # the file may have moved
         screen = sample.same_genes(data.prepare(**reading), checkpoint)
         model = sample.model_of(checkpoint, args.device)
         state = {key: checkpoint[key] for key in ("epoch", "optimiser", "log")}
@@ -336,21 +349,23 @@ def main():
         out, reading, settings, screen = new_run(args)
         model = build(screen, settings, args.device, args.also)
         sample.check_predictable(model, screen, screen.held_out)           # before hours of training, not after
-        data.make_folder(out)
+        os.makedirs(out, exist_ok=True)
         state = {"epoch": 0, "optimiser": None, "log": []}
-    print("\n".join(screen.found))
+    print(*data.describe(screen), sep="\n")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"model: {parameters:,} parameters; run: {out}")
     save = partial(sample.write_checkpoint, out, model, settings, reading)
-    save(state)
     try:
+        save(state)
         train(model, screen, settings, out, state, args.device, save)
+        sample.sample_run(out, args.device, screen=screen)
+        if any(len(screen.groups[key]) >= evaluate.FEWEST for key in screen.held_out):
+            evaluate.evaluate_run(out, screen=screen)
+        else:
+            print(f"nothing to score: no held-out condition has {evaluate.FEWEST} measured cells")
     except KeyboardInterrupt:
-        print(f"\nstopped after {state['epoch']} complete epochs; continue with: python train.py --resume {out}")
+        print(f"stopped; continue from the last complete epoch with: python train.py --resume {out} --device {args.device}", file=sys.stderr)
         raise SystemExit(130) from None
-    sample.sample_run(out, args.device, screen=screen)
-    if screen.held_out:
-        evaluate.evaluate_run(out, screen=screen)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from scipy import sparse
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import data  # noqa: E402  (the path comes first)
-from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402
+from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402  (the path comes first)
+from sample import active_values  # noqa: E402
 
 
 def seconds(f, device, repeats):
@@ -47,7 +47,7 @@ def main():
     model.add_cell_type("a", np.full(N, 0.1), np.full(N, 0.5), np.full(N, 0.1), 50)
     model.encoder.seen[:] = model.encoder.seen_pair[:] = True
     model.to(device)
-    values = ActiveValues(*data.active_values(X, groups), device)
+    values = ActiveValues(*active_values(X, groups), device)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     conditions = [model.condition([(f"g{i}", 1.0)], "a") for i in range(40)]
 

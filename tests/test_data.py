@@ -35,7 +35,7 @@ def test_gears_form(tmp_path):
     screen = data.read_screen(path)
     assert set(screen.perturbation) == {"control", "KLF1", "BAK1", "BAK1+KLF1"} and screen.kind == "gene"
     assert list(screen.genes) == GENES and list(screen.var_names) == list(var.index)
-    assert screen.label[1] == "KLF1+ctrl" and screen.cell_types == ["K562(?)"]
+    assert screen.obs["condition"].iloc[1] == "KLF1+ctrl" and screen.cell_types == ["K562(?)"]
     assert np.allclose(screen.X.toarray(), anndata.read_h5ad(path).X.toarray())             # not logged a second time
     assert data.resolve(screen, "KLF1+BAK1@K562(?)") == {("BAK1+KLF1", "K562(?)")}
 
@@ -147,7 +147,7 @@ def test_active_values_and_statistics_are_the_groups_own(tmp_path):
     mean, level, fraction, variance = sample.population_statistics(X)
     assert np.allclose(mean, [10 / 3, 2 / 3]) and np.allclose(level, [5, 2]) and np.allclose(fraction, [2 / 3, 1 / 3])
     assert np.allclose(variance, [1, 0])
-    start, count, values = data.active_values(X, [np.array([0]), np.array([1, 2])])
+    start, count, values = sample.active_values(X, [np.array([0]), np.array([1, 2])])
     assert values[start[1, 0]:start[1, 0] + count[1, 0]].tolist() == [4, 6]
     assert values[start[1, 1]:start[1, 1] + count[1, 1]].tolist() == [2]   # silent in group 1: borrowed
 
@@ -164,7 +164,7 @@ BAD = {
     "condition that does not exist": ({"condition": ["ctrl", "KLF1"] * 4}, {"test": ["BAK1"]}, "no cells of condition 'BAK1'"),
     "everything held out": ({"condition": ["ctrl", "KLF1"] * 4}, {"test": ["KLF1"]}, "nothing is left to train"),
     "split column without a test": ({"condition": ["ctrl", "KLF1"] * 4, "batch": ["x"] * 8}, {"split_column": "batch"}, "no whole"),
-    "fewer genes than targets": ({"condition": ["ctrl", "KLF1", "BAK1", "ACTB"] * 2}, {"genes": 2}, "fewer than the 3"),
+    "fewer genes than targets": ({"condition": ["ctrl", "KLF1", "BAK1", "ACTB"] * 2}, {"genes": 2}, "beside the 3 perturbed"),
     "no genes": ({"condition": ["ctrl", "KLF1"] * 4}, {"genes": 0}, "no genes left"),
 }
 
@@ -198,9 +198,14 @@ def test_files_that_are_no_h5ad_are_refused(tmp_path):
             data.read_screen(str(tmp_path / path))
 
 
-def test_writing_is_all_or_nothing(tmp_path):
-    adata = anndata.AnnData(np.ones((2, 2)))
-    data.write_h5ad(adata, str(tmp_path / "x.h5ad"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.h5ad"]
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    """A write that fails, or is interrupted, leaves what was there before and no temporary file."""
+    path = tmp_path / "x.txt"
+    data.save(path, b"first")
+    for failure, told in ((OSError(28, "No space left on device"), data.InputError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(failure))
+        with pytest.raises(told):
+            data.save(path, b"second")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.txt"] and path.read_text() == "first"
     with pytest.raises(data.InputError, match="cannot be written"):
-        data.write_h5ad(adata, str(tmp_path / "no" / "x.h5ad"))
+        data.save(tmp_path / "no/x.txt", b"")

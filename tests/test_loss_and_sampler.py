@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-import data
 import departures
 from departures import (KAPPA, ActiveValues, Settings, activation_loss, bridge_sample, endpoint_loss, joint_loss,
                         mixture_sample, sample)
+from sample import active_values
 from test_networks import N, model_for
 
 
@@ -151,7 +151,7 @@ def test_paper_settings_switch_all_five_improvements_off():
 
 def test_silent_genes_are_filled_from_their_own_gene_and_population():
     X = sparse.csr_matrix(np.array([[1, 0, 0], [2, 0, 0], [0, 5, 0], [7, 6, 0]], np.float32))
-    values = ActiveValues(*data.active_values(X, [np.array([0, 1]), np.array([2, 3])]))
+    values = ActiveValues(*active_values(X, [np.array([0, 1]), np.array([2, 3])]))
     x = torch.zeros(4000, 3)
     x[0] = torch.tensor([9.0, 9.0, 9.0])
     filled = values.fill(x, torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
@@ -164,7 +164,7 @@ def test_silent_genes_are_filled_from_their_own_gene_and_population():
 
 def test_every_active_value_is_drawn_equally_often():
     X = sparse.csr_matrix(np.arange(1, 6, dtype=np.float32)[:, None])
-    values = ActiveValues(*data.active_values(X, [np.arange(5)]))
+    values = ActiveValues(*active_values(X, [np.arange(5)]))
     drawn = values.fill(torch.zeros(50_000, 1), torch.zeros(50_000, dtype=torch.long), torch.Generator().manual_seed(0))
     share = torch.bincount(drawn.long().squeeze(1), minlength=6)[1:] / 50_000
     assert ((share - 0.2).abs() < 5 * (0.16 / 50_000) ** 0.5).all()
@@ -252,7 +252,7 @@ def test_a_trained_bridge_carries_one_population_to_another(paper):
     model = model_for(settings)
     torch.nn.init.zeros_(model.encoder.memory.weight)
     X = sparse.csr_matrix(torch.cat([cells_of(500, False), cells_of(500, True)]).numpy())
-    values = ActiveValues(*data.active_values(X, [np.arange(500), np.arange(500, 1000)]))
+    values = ActiveValues(*active_values(X, [np.arange(500), np.arange(500, 1000)]))
     condition, which = model.condition([("g0", 1.0)], "a"), torch.zeros(256, dtype=torch.long)
     optimiser = torch.optim.Adam(model.train().parameters(), lr=0.005)
     cooling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, 400)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, pdist
 
+import evaluate
 import toy_data
-from baselines import laot
+from baselines import laot, rip_constant, trackable_displacement
 from departures import Settings, pair
 from evaluate import gamma_by_median, mmd2
-from toy_data import near_identity, rip_constant, track, track_by_bridge, trackable_displacement
+from toy_data import near_identity, track, track_by_bridge
 
 seeds = st.integers(0, 9999)
 
@@ -173,4 +174,4 @@ def test_mmd2_is_unbiased_and_has_the_gaussian_closed_form():
 def test_kernel_width_is_the_median_heuristic():
     x = np.random.default_rng(0).normal(size=(30, 4))
     assert gamma_by_median(x) == pytest.approx(1 / np.median(pdist(x) ** 2))
-    assert np.allclose(toy_data.squared_distances(x, x[:5]), cdist(x, x[:5]) ** 2)
+    assert np.allclose(evaluate.squared_distances(x, x[:5]), cdist(x, x[:5]) ** 2)
