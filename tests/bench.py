@@ -1,15 +1,21 @@
 """How fast a training step and the sampler are, and how much of that is matrix products at this machine's own rate.
 
     python tests/bench.py --genes 2000 --batch 64
+    python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
 
 Untrained weights and random sparse cells: the speed does not depend on either.
 """
 import argparse
 import os
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 
+import anndata
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 
@@ -33,12 +39,37 @@ def seconds(f, device, repeats):
     return float(np.median(times[1:]))
 
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def memory(cells, genes, density=0.05):
+    """Peak resident memory of train.py on a file as large as sci-Plex3: 188 drugs, 4 doses, 3 cell types, counts, CSR."""
+    rng, per_cell = np.random.default_rng(0), int(genes * density)
+    liking = rng.gumbel(size=(2000, genes)) + rng.normal(0, 1.5, genes)    # 2,000 patterns of genes, some expressed more often than others
+    indices = np.sort(np.argsort(-liking)[:, :per_cell])[rng.integers(0, 2000, cells)].ravel().astype(np.int32)
+    X = sparse.csr_matrix((rng.poisson(0.5, indices.size).astype(np.float32) + 1, indices, np.arange(0, indices.size + 1, per_cell)), (cells, genes))
+    drug = rng.integers(-12, 188, cells)                                   # 6 % controls
+    obs = pd.DataFrame({"condition": np.where(drug < 0, "control", np.char.add("drug", drug.astype(str))), "dose_val":
+                        rng.choice([0.001, 0.01, 0.1, 1.0], cells), "cell_type": rng.choice(["A549", "K562", "MCF7"], cells)})
+    obs.index = obs.index.astype(str)
+    with tempfile.TemporaryDirectory() as folder:
+        anndata.AnnData(X, obs.astype({"condition": "category", "cell_type": "category"})).write_h5ad(f"{folder}/big.h5ad")
+        size = os.path.getsize(f"{folder}/big.h5ad")
+        subprocess.run([sys.executable, f"{ROOT}/train.py", "--data", "big.h5ad", "--epochs", "1", "--batch", "256", "--test-fraction", "0.02"],
+                       cwd=folder, check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20
+    print(f"{cells:,} cells x {genes:,} genes, {size / 2 ** 30:.2f} GiB on disk: peak memory of train.py {peak:.2f} GiB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--memory", type=int, metavar="CELLS")
     args = parser.parse_args()
+    if args.memory:
+        return memory(args.memory, args.genes)
     N, B, device, settings = args.genes, args.batch, args.device, Settings()
     rng = np.random.default_rng(0)
     X = sparse.random(2000, N, 0.1, "csr", dtype=np.float32, rng=rng)
