@@ -249,8 +249,8 @@ def test_a_full_disk_loses_nothing(folder, arguments, written):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
         prepare_folder()
         for arguments, _, _ in commands():
             print("$ python", *arguments, "\n   ", run(arguments).stderr, end="")

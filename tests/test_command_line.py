@@ -11,10 +11,7 @@ import pytest
 import torch
 
 import data
-import evaluate
-import sample
 import toy_data
-import train
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ["--epochs", "2", "--width", "32", "--embedding", "8", "--steps", "5"]
@@ -154,66 +151,6 @@ def test_a_users_network_reaches_genes_outside_the_panel(folder):
     done("train.py", *common, "--out", "edges", "--grn", "edges.csv", "--also", spare, cwd=folder)
     done("sample.py", "edges", "--condition", spare, "--cells", 5, "--out", "spare.h5ad", cwd=folder)
     assert len(anndata.read_h5ad(folder / "spare.h5ad")) == 10
-
-
-def bad_commands(folder):
-    (folder / "truncated").mkdir(exist_ok=True)
-    (folder / "truncated/model.pt").write_bytes((folder / "run/model.pt").read_bytes()[:5000])
-    (folder / "old").mkdir(exist_ok=True)
-    torch.save({"format": 0}, folder / "old/model.pt")
-    for name in ("empty", "foreign"):
-        (folder / name).mkdir(exist_ok=True)
-    (folder / "empty/model.pt").write_bytes(b"")
-    anndata.AnnData(np.ones((2, 2), np.float32)).write_h5ad(folder / "foreign/predicted.h5ad")
-    (folder / "edges_bad.csv").write_text("a,b\n1,2\n")
-    yield ["train.py", "--data", "absent.h5ad"], "absent.h5ad: no such file"
-    yield ["train.py", "--data", "train.txt"], "train.txt: cannot be read as an h5ad"
-    yield ["train.py", "--data", "tiny.h5ad", "--test", "NOBODY"], "no cells of condition 'NOBODY'"
-    yield ["train.py", "--data", "tiny.h5ad", "--out", "run"], "holds a run already"
-    yield ["train.py", "--data", "tiny.h5ad", "--device", "cuda:9"], "--device cuda:9: not available"
-    yield ["train.py", "--data", "tiny.h5ad", "--device", "toaster"], "--device toaster: not available"
-    yield ["train.py", "--data", "tiny.h5ad", "--epsilon", "small"], "--epsilon must be"
-    yield ["train.py", "--data", "tiny.h5ad", "--batch", "0"], "--batch must be positive"
-    yield ["train.py", "--data", "tiny.h5ad", "--cost", "cosine", "--epsilon", "bridge"], "sqeuclidean only"
-    yield ["train.py", "--data", "tiny.h5ad", "--grn", "edges_bad.csv"], "needs the columns source and target"
-    yield ["train.py", "--data", "tiny.h5ad", "--grn", "absent.csv"], "--grn absent.csv"
-    yield ["train.py", "--data", "tiny.h5ad", "--also", "NOBODY"], "--also NOBODY"
-    yield ["train.py", "--data", "tiny.h5ad", "--genes", "1"], "no genes left"
-    yield ["train.py", "--resume", "nowhere"], "nowhere is not a run"
-    yield ["sample.py", "truncated"], "truncated/model.pt: truncated"
-    yield ["sample.py", "old"], "another version"
-    yield ["sample.py", "run", "--condition", "NOBODY"], "cannot predict 'NOBODY'"
-    yield ["sample.py", "run", "--condition", "TF001@typeZ"], "cannot predict 'TF001@typeZ'"
-    yield ["train.py", "--seed", "-1"], "--seed must not be negative"
-    yield ["train.py", "--data", "tiny.h5ad", "--test-fraction", "2"], "--test-fraction must lie between"
-    yield ["train.py", "--data", "tiny.h5ad", "--out", "tiny.h5ad"], "is a file; --out"
-    yield ["sample.py", "empty"], "empty/model.pt: truncated"
-    yield ["sample.py", "run", "--data", "tiny.h5ad"], "--data needs --condition"
-    yield ["evaluate.py", "foreign"], "not written by sample.py"
-    yield ["sample.py", "run", "--cells", "0"], "--cells must be positive"
-    yield ["evaluate.py"], "give a run, or --predicted and --data"
-    yield ["evaluate.py", "nowhere"], "no such file"
-    yield ["evaluate.py", "--predicted", "tiny.h5ad", "--data", "absent.h5ad"], "absent.h5ad: no such file"
-
-
-def test_bad_commands_print_one_line_exit_2_and_leave_nothing(folder, monkeypatch, capfd):
-    """In this process, for speed, through the same run_script(main) as the command line."""
-    monkeypatch.chdir(folder)
-    cases = list(bad_commands(folder))
-    before = sorted(os.listdir(folder))
-    for (script, *arguments), message in cases:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        with pytest.raises(SystemExit) as stop:
-            data.run_script({"train.py": train, "sample.py": sample, "evaluate.py": evaluate}[script].main)
-        lines = capfd.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and len(lines) == 1 and message in lines[0], (script, arguments, lines)
-    assert sorted(os.listdir(folder)) == before
-
-
-def test_bad_input_through_the_real_command_line(folder):
-    for command, message in list(bad_commands(folder))[:2]:
-        result = run(*command, cwd=folder)
-        assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
 
 
 def test_toy_data_writes_a_screen_and_refuses_where_it_cannot(tmp_path):

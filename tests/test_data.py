@@ -26,40 +26,7 @@ def write(tmp_path, obs, counts=True, var=None, n_genes=5, **more):
     return str(tmp_path / "screen.h5ad")
 
 
-def test_gears_form(tmp_path):
-    """X+ctrl, ctrl+X, A+B in either order; log1p X; Ensembl index with gene_name; dose_val is no dose."""
-    conditions = ["ctrl", "KLF1+ctrl", "ctrl+BAK1", "KLF1+BAK1", "BAK1+KLF1"] * 4
-    var = pd.DataFrame({"gene_name": GENES}, index=[f"ENSG{i}" for i in range(5)])
-    path = write(tmp_path, {"condition": conditions, "cell_type": ["K562(?)"] * 20, "control": [1, 0, 0, 0, 0] * 4,
-                            "dose_val": ["1", "1+1", "1+1", "1+1", "1+1"] * 4}, counts=False, var=var)
-    screen = data.read_screen(path)
-    assert set(screen.perturbation) == {"control", "KLF1", "BAK1", "BAK1+KLF1"} and screen.kind == "gene"
-    assert list(screen.genes) == GENES and list(screen.var_names) == list(var.index)
-    assert screen.obs["condition"].iloc[1] == "KLF1+ctrl" and screen.cell_types == ["K562(?)"]
-    assert np.allclose(screen.X.toarray(), anndata.read_h5ad(path).X.toarray())             # not logged a second time
-    assert data.resolve(screen, "KLF1+BAK1@K562(?)") == {("BAK1+KLF1", "K562(?)")}
-
-
-def test_scperturb_genetic_form(tmp_path):
-    """A_B, guide numbers, NaN labels; raw counts."""
-    labels = ["control", "KLF1", "KLF1_BAK1", "STAT1_2", "sgBAK1-1", None, "STAT1_pDS12", "BAK1g2"] * 3
-    screen = data.read_screen(write(tmp_path, {"perturbation": labels, "cell_line": ["K562"] * 24, "nperts": [0, 1, 2, 1, 1, 0, 1, 1] * 3}))
-    assert set(screen.perturbation) == {"control", "KLF1", "BAK1+KLF1", "STAT1", "BAK1"}
-    assert len(screen.cells) == 21 and any("left out 3 cells" in line for line in screen.found)
-
-
-def test_scperturb_drug_form(tmp_path):
-    """Drug names with + are not split; the dose is part of the perturbation, the control has none."""
-    labels = ["control", "(+)-JQ1", "(+)-JQ1", "Nutlin-3"] * 4
-    path = write(tmp_path, {"perturbation": labels, "cell_line": ["A549"] * 16, "dose_value": [np.nan, 0.1, 10.0, 0.5] * 4,
-                            "perturbation_type": ["drug"] * 16})
-    screen = data.read_screen(path)
-    assert set(screen.perturbation) == {"control", "(+)-JQ1:0.1", "(+)-JQ1:10", "Nutlin-3:0.5"} and screen.kind == "drug"
-    assert data.targets_of("(+)-JQ1:0.1", "drug") == [("(+)-JQ1", 0.1)]
-
-
-def test_chemcpa_sciplex_form(tmp_path):
-    """Controls with dose 1.0, SMILES, three cell lines."""
+def test_the_drug_split_never_holds_out_a_whole_drug(tmp_path):
     obs = {"condition": ["control", "Givinostat", "Givinostat", "Belinostat"] * 6, "dose": [1.0, 0.1, 0.001, 0.1] * 6,
            "cell_type": np.repeat(["A549", "K562", "MCF7"], 8), "SMILES": ["C"] * 24}
     screen = data.read_screen(write(tmp_path, obs))
@@ -67,14 +34,6 @@ def test_chemcpa_sciplex_form(tmp_path):
     data.split(screen, fraction=0.9, seed=1)                               # however many, no drug is held out altogether
     assert 0 < len(screen.held_out) < 9 and all(p != "control" for p, _ in screen.held_out)
     assert {p.split(":")[0] for p, _ in screen.training_groups()} == {"control", "Givinostat", "Belinostat"}
-
-
-@pytest.mark.parametrize("obs, group", [
-    ({"drug": ["control", "dasatinib"] * 4, "cell_type": ["M130219"] * 8}, ("dasatinib", "M130219")),              # CellOT
-    ({"condition": ["control", "stimulated"] * 4, "cell_type": ["B", "B", "CD4T", "CD4T"] * 2}, ("stimulated", "CD4T"))])  # Kang
-def test_forms_without_a_dose(tmp_path, obs, group):
-    screen = data.read_screen(write(tmp_path, obs))
-    assert group in screen.groups and screen.kind == "drug" and data.targets_of(group[0], "drug") == [(group[0], 1.0)]
 
 
 def test_plain_columns_of_the_real_subset():

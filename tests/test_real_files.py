@@ -232,6 +232,13 @@ def test_the_matrix_may_be_stored_in_any_way(form, tmp_path):
     assert (got.X != expected.X).nnz == 0 and got.groups.keys() == expected.groups.keys()
 
 
+def test_a_dense_matrix_is_read_to_its_end(tmp_path):
+    """In blocks of rows, of which there are more than one here."""
+    X = np.random.default_rng(0).poisson(1.0, (5000, 3)).astype(np.float32)
+    anndata.AnnData(X, pd.DataFrame({"condition": ["ctrl", "a"] * 2500}, [f"c{i}" for i in range(5000)])).write_h5ad(tmp_path / "dense.h5ad")
+    assert np.array_equal(data.open_h5ad(str(tmp_path / "dense.h5ad")).X.toarray(), X)
+
+
 def test_awkward_labels_are_no_obstacle(tmp_path):
     """Unused categories, one cell in a condition, a condition in one cell type only, a type without perturbed cells, spaces."""
     adata = cells(["ctrl", "ctrl", "My gene+ctrl", "KLF1+ctrl", "ctrl"], {"cell_type": ["a", "b", "a", "b", "type c"]}, True,
