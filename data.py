@@ -106,7 +106,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
         if (CONTROL, t) not in screen.groups:
             raise InputError(f"{path}: no control cells of cell type '{t}': remove its cells, or check '{column}' and '{type_column}'")
     found += [how, f"{len(set(perturbation)) - 1:,} {'drug' if kind == 'drug' else 'genetic'} perturbations from '{column}' (control: "
-              f"{some(controls)})" + f", dose from '{dose_column}'" * (kind == "drug" and dose is not None),
+              f"{some(controls)})" + f", dose from '{dose_column}'" * (kind == "drug" and dose is not None) + ", structures from uns" * ("drug_embedding" in adata.uns),
               f"cell types from {repr(type_column) if type_column else 'no column'}: "
               + ", ".join(f"{t} ({len(screen.controls(t)):,} controls)" for t in screen.cell_types)]
     return screen
@@ -382,7 +382,7 @@ def run_script(main):
         print("error: " + (" ".join(what.split()) or "out of memory; try fewer --genes"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; start again", file=sys.stderr)
         sys.exit(130)
 
 

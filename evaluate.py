@@ -13,6 +13,7 @@ Gene sets: all, and the 20 and 40 genes of the largest Welch |t| of measured per
 import argparse
 import json
 import os
+import re
 
 import anndata
 import numpy as np
@@ -282,7 +283,7 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
     metrics = without_nan({"summary": summary, "conditions": rows, "splits": SPLITS})
     data.save(f"{out}/metrics{suffix}.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
-    strongest = rows[0]["condition"].replace("/", "_")
+    strongest = re.sub(r"[^\w.+@-]", "_", rows[0]["condition"])
     draw_violins(f"{out}/figures{suffix}/violin_{strongest}.png", screen, rows[0], cells)
     draw_pca(f"{out}/figures{suffix}/pca.png", screen, rows, cells)
     print(table(summary, len(rows)))

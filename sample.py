@@ -137,7 +137,7 @@ def structures(screen, path):
     table.index = table.index.astype(str)
     drugs = {t for p, _ in screen.groups for t, _ in data.targets_of(p, "drug")}
     if "SMILES" in table:
-        table = fingerprints(table["SMILES"].drop(data.CONTROL, errors="ignore"), screen.found)
+        table = fingerprints(table["SMILES"].drop(data.CONTROL, errors="ignore"), screen.found, path)
     V = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     if len(V) and (not drugs & set(table.index) or not table.index.is_unique or not np.isfinite(V).all()):
         raise data.InputError(f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, for each drug by name "
@@ -148,12 +148,15 @@ def structures(screen, path):
     return dict(zip(table.index, (V - V.mean(0)) / (V.std() or 1) / np.sqrt(V.shape[1]))) if len(V) else {}
 
 
-def fingerprints(smiles, found):
-    """Morgan fingerprints (radius 2, 1,024 bits) of named SMILES, a row for each that RDKit understands; none without RDKit."""
+def fingerprints(smiles, found, path=""):
+    """Morgan fingerprints (radius 2, 1,024 bits) of named SMILES, a row for each that RDKit understands. Without RDKit none, or an
+    InputError if a table of SMILES was given."""
     try:
         from rdkit import Chem, RDLogger
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-    except ImportError:
+    except ImportError as e:
+        if path:
+            raise data.InputError(f"--drug-embedding {path}: SMILES need RDKit: pip install rdkit") from e
         found.append("warning: SMILES are not read without RDKit (pip install rdkit): drugs are known by name only")
         return pd.DataFrame()
     RDLogger.DisableLog("rdApp.*")
@@ -183,7 +186,7 @@ def predict(model, screen, perturbation, cell_type, n, values, seed, device, bat
 
 
 def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None, with_controls=False, training=False,
-               screen=None):
+               screen=None, columns=None):
     """Sample conditions of a run into an h5ad; returns its path. By default every held-out one, as many cells as were measured."""
     content = read_checkpoint(run)
     out = out or f"{run}/{'asked' if conditions else 'training' if training else 'predicted'}.h5ad"
@@ -191,7 +194,9 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     settings = Settings(**content["settings"])
     seed = settings.seed if seed is None else seed
     model = model_of(content, device)
-    screen = screen or _screen(content, path)
+    if content["epoch"] < content.get("epochs", 0):
+        print(f"note: {run} is not finished: {content['epoch']} of {content['epochs']} epochs; train.py --resume {run} goes on")
+    screen = screen or _screen(content, path, columns or {})
     level = population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
     for t in screen.cell_types:
         if path or t not in model.cell_types:
@@ -223,26 +228,27 @@ def check_predictable(model, screen, conditions):
         try:
             model.condition(data.targets_of(p, model.kind), str(t))
         except ValueError as e:
-            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out"
-                                  + (", or train with --grn EDGES.csv" if model.kind == "gene" else "")) from e
+            mend = "train with --also GENE if it is measured, or with --grn EDGES.csv" if model.kind == "gene" else "train with --drug-embedding"
+            raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or {mend}") from e
 
 
 def asked(screen, model, name):
     """The (perturbation, cell type) pairs that a condition's name means, whether or not anybody measured them."""
     perturbation, cell_type = data.at_type(screen, name)
-    other = next((t for t in model.cell_types if cell_type is None and name.endswith(f"@{t}")), None)
-    if other:
-        raise data.InputError(f"{screen.source}: no control cells of type '{other}' to start '{name}' from")
+    if "@" in perturbation and data.targets_of(perturbation, "drug")[0][0] not in model.targets:
+        raise data.InputError(f"{screen.source}: no control cells of type '{perturbation.rpartition('@')[2]}' to start '{name}' from; "
+                              f"there are {data.some(screen.cell_types)}; others come from --data")
     doses = {p for p, _ in screen.groups if model.kind == "drug" and p != data.CONTROL and
              data.targets_of(p, "drug")[0][0] == perturbation}             # a drug's name alone means every measured dose
     return [(p, t) for p in sorted(doses or {perturbation}) for t in screen.cell_types if cell_type in (None, t)]
 
 
-def _screen(content, path):
+def _screen(content, path, columns):
     """The run's own screen, or other control cells with the run's genes in the run's order."""
     if not path:
         return same_genes(data.prepare(**content["reading"]), content)
-    screen = data.read_screen(path, **{c: content["reading"].get(c) for c in data.COLUMNS if c != "split_column"})
+    screen = data.read_screen(path, **{c: columns.get(c) or content["reading"].get(c) for c in data.COLUMNS if c != "split_column"})
+    screen.kind = content["kind"]                                          # controls alone do not tell
     position = {g: i for i, g in enumerate(screen.genes)}
     missing = [g for g in content["genes"] if g not in position]
     if missing:
@@ -302,6 +308,9 @@ def main():
     add("--seed", type=int, help="of the samples (default: the run's)")
     add("--with-controls", action="store_true", help="copy the real controls in, for Scanpy and cell-eval")
     add("--training", action="store_true", help="every training condition instead, into RUN/training.h5ad")
+    for name, text in data.COLUMNS.items():
+        if name != "split_column":
+            add("--" + name.replace("_", "-"), help=f"of --data: {text}")
     args = parser.parse_args()
     if args.cells is not None and args.cells < 1:
         raise data.InputError(f"--cells must be positive, not {args.cells}")
@@ -311,7 +320,7 @@ def main():
         raise data.InputError(f"--seed must not be negative, it is {args.seed}")
     check_device(args.device)
     sample_run(args.run, args.device, args.condition, args.cells, args.out, args.data, args.seed, args.with_controls,
-               args.training)
+               args.training, columns={name: getattr(args, name) for name in data.COLUMNS if name != "split_column"})
 
 
 if __name__ == "__main__":

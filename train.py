@@ -205,6 +205,7 @@ def train(model, screen, settings, out, state, device, save):
             if settings.null_pairs or p != data.CONTROL)
     steps = math.ceil(n / settings.batch)
     epochs = settings.epochs or max(5, math.ceil(2500 / steps))
+    state["epochs"] = epochs
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
         optimiser.load_state_dict(state["optimiser"])
@@ -345,6 +346,8 @@ def main():
         screen = sample.same_genes(data.prepare(**reading), checkpoint)
         model = sample.model_of(checkpoint, args.device)
         state = {key: checkpoint[key] for key in ("epoch", "optimiser", "log")}
+        if checkpoint.get("epochs") == state["epoch"]:
+            print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     else:
         out, reading, settings, screen = new_run(args)
         model = build(screen, settings, args.device, args.also)

@@ -171,7 +171,7 @@ def commands():
         (["sample.py", "run_alien"], "run_alien/model.pt", "train again"),
         (["sample.py", "run_tensor"], "run_tensor/model.pt", "another version"),
         (["sample.py", "run", "--condition", "NOBODY"], "NOBODY", "not perturbed in training"),
-        (["sample.py", "run", "--condition", "TF001@typeZ"], "TF001@typeZ", "cannot predict"),
+        (["sample.py", "run", "--condition", "TF001@typeZ"], "TF001@typeZ", "no control cells of type 'typeZ'"),
         (["sample.py", "run", "--cells", "0"], "--cells", "must be positive"),
         (["sample.py", "run", "--seed", "-2"], "--seed", "must not be negative"),
         (["sample.py", "run", "--data", "tiny.h5ad"], "--data", "needs --condition"),

@@ -206,6 +206,7 @@ def test_a_drugs_name_alone_means_all_its_doses(tmp_path):
     screen = data.read_screen(write("sciplex_chemcpa", tmp_path))
     assert data.resolve(screen, "Givinostat@K562") == {("Givinostat:0.1", "K562"), ("Givinostat:1", "K562")}
     assert len(data.resolve(screen, "Givinostat")) == 6 and len(data.resolve(screen, "Givinostat:1")) == 3
+    assert data.resolve(data.read_screen(write("scperturb_drug", tmp_path)), "(+)-JQ1:10@A549") == {("(+)-JQ1:10", "A549")}
 
 
 def test_a_cell_type_with_a_plus_and_a_triple_can_be_named(tmp_path):

@@ -52,6 +52,13 @@ def test_an_unseen_dose_cell_type_and_drug_are_nearer_than_controls_and_the_mean
     assert total["model"] < bar * min(total["control"], total["perturbed mean"]), total
 
 
+def test_a_drug_can_be_asked_for_at_any_dose_or_at_all_that_were_measured(drugs):
+    _, screen, out = drugs
+    model = sample.model_of(sample.read_checkpoint(out), "cpu")
+    assert sample.asked(screen, model, "B-2@typeB") == [(f"B-2:{dose}", "typeB") for dose in ("0.001", "0.01", "0.1", "1")]
+    assert sample.asked(screen, model, "B-2:0.3") == [("B-2:0.3", t) for t in ("typeA", "typeB", "typeC")]
+
+
 def test_the_simulated_splits_hold_out_what_they_say(tmp_path):
     """A dose in every type; a type at every dose; one whole drug of each family."""
     adata = simulate_drug_screen(40, 8, 4000, seed=0)
