@@ -43,8 +43,8 @@ def perturbed_mean(screen):
 
 
 def matching_mean(screen):
-    """The average effect of the training conditions that share a target: with the most targets in common, then at the nearest dose,
-    then in the same cell type, as far as there are such. Applies where any target was seen."""
+    """The average effect of the training conditions that share a target: with the most targets in common, then with the fewest others,
+    then at the nearest dose, then in the same cell type, as far as there are such. Applies where any target was seen."""
     mean = _means(screen)
     shift = {key: m - mean[data.CONTROL, key[1]] for key, m in mean.items() if key[0] != data.CONTROL}
     targets = {p: dict(data.targets_of(p, screen.kind)) for p, _ in shift}
@@ -52,7 +52,7 @@ def matching_mean(screen):
     def distance(wanted, cell_type, key):
         its = targets[key[0]]
         dose = sum(abs(np.log(max(wanted[t], 1e-12) / max(its[t], 1e-12))) for t in wanted.keys() & its.keys())
-        return -len(wanted.keys() & its.keys()), round(dose, 6), key[1] != cell_type
+        return -len(wanted.keys() & its.keys()), len(its.keys() - wanted.keys()), round(dose, 6), key[1] != cell_type
 
     def predict(perturbation, cell_type, x0):
         wanted = dict(data.targets_of(perturbation, screen.kind))

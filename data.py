@@ -22,7 +22,7 @@ from anndata.io import read_elem, write_elem
 from scipy import sparse
 
 CONTROL = "control"
-CONTROL_LABELS = re.compile(r"((control|ctrl|nontargeting|negctrl)\d*)+|nt|vehicle|dmso|unperturbed|untreated|unstimulated|mock")
+CONTROL_LABELS = re.compile(r"((neg(ative)?)?(control|ctrl)\d*|nontargeting\d*|ntc?|vehicle|dmso|unperturbed|untreated|unstimulated|mock)+")
 PERTURBATION_COLUMNS = ("condition", "perturbation", "drug", "treatment", "product_name", "gene", "target_gene")
 CELL_TYPE_COLUMNS = ("cell_type", "cell_line", "celltype", "cell_label")
 COLUMNS = {"perturbation_column": "column of the perturbation, where detection guesses wrong",   # read_screen's options
@@ -71,11 +71,10 @@ def targets_of(perturbation, kind):
     if perturbation == CONTROL or kind == "gene":
         return [(gene, 1.0) for gene in perturbation.split("+") if gene != CONTROL]
     drug, colon, dose = perturbation.rpartition(":")
-    return [(drug, float(dose))] if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", dose) and colon else [(perturbation, 1.0)]
+    return [(drug, float(dose))] if re.fullmatch(r"\d*\.?\d+(e[+-]?\d{1,2})?", dose) and colon else [(perturbation, 1.0)]
 
 
-def is_control(label):
-    """Whether a label says that nothing was done: `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `NegCtrl0_NegCtrl1`, `DMSO` …"""
+def is_control(label):                         # `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `NegCtrl0_NegCtrl1`, `DMSO` …
     return bool(CONTROL_LABELS.fullmatch(re.sub(r"[-_+ ]", "", str(label)).lower()))
 
 
@@ -85,19 +84,19 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
     """An h5ad of any form that the README names as a Screen of all its genes. InputError for what cannot be understood."""
     adata = open_h5ad(path, layer)
     obs, found = adata.obs, [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
-    if 0 in adata.shape:
+    if adata.n_obs < 1 or adata.n_vars < 2:
         raise InputError(f"{path}: holds {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to train on")
     for column in {perturbation_column, cell_type_column} - {None, *obs}:
         raise InputError(f"{path}: no column '{column}'; the columns are {some(obs.columns, 30)}")
     column, controls = _perturbation_column(obs, path, perturbation_column, control)
     type_column = cell_type_column or next((c for c in CELL_TYPE_COLUMNS if c in obs), None)
     label, cell_type = _text(obs[column]), _text(obs[type_column]) if type_column else np.full(len(obs), "cell", dtype=object)
-    keep = pd.notna(label) & pd.notna(cell_type)
-    if not keep.all():
-        found.append(f"left out {(~keep).sum():,} cells without a label in '{column}' or '{type_column}'")
-        adata, obs, label, cell_type = adata[keep], obs[keep], label[keep], cell_type[keep]
-    symbols, (X, how) = _symbols(adata.var, path), log1p_csr(adata.X, path)
     dose, dose_column = _doses(obs, label, controls, path)
+    keep = pd.notna(label) & pd.notna(cell_type) & (np.isfinite(dose) | np.isin(label, controls) if dose_column else True)
+    if not keep.all():
+        found.append(f"left out {(~keep).sum():,} cells without a label in '{column}', '{type_column}' or '{dose_column}'")
+        adata, obs, label, cell_type, dose = adata[keep], obs[keep], label[keep], cell_type[keep], dose[keep] if dose_column else None
+    symbols, (X, how) = _symbols(adata.var, path), log1p_csr(adata.X, path)
     kind = _kind(obs, column, label, dose, symbols)
     perturbation = _canonical(label, dose, kind, controls, symbols)
     screen = Screen(X, symbols, adata.var_names.to_numpy(str), adata.obs_names.to_numpy(str), perturbation, cell_type.astype(str),
@@ -119,15 +118,17 @@ def open_h5ad(path, layer=None):
                                         "permission denied; make it readable" if os.path.exists(path) else "no such file; check the path"))
     try:
         with h5py.File(path) as f:
-            if isinstance(f["obs"], h5py.Dataset):                         # written before AnnData 0.7 (2020), which it converts
+            if isinstance(f["obs"], h5py.Dataset) and not layer:                         # written before AnnData 0.7 (2020), which it converts
                 return anndata.read_h5ad(path)
             X = f.get(f"layers/{layer}" if layer else "X")
             if X is None:
                 raise InputError(f"{path}: no {f'layer {layer!r}' if layer else 'X'}; the layers are "
                                  f"{some(f.get('layers', ())) or 'none'}; name one with --layer")
-            dense = [sparse.csr_matrix(X[i:i + 4096]) for i in range(0, max(1, len(X)), 4096)] if isinstance(X, h5py.Dataset) else None
+            dense = [sparse.csr_matrix(X[i:i + 4096].astype(np.float32)) for i in range(0, max(1, len(X)), 4096)] if isinstance(X, h5py.Dataset) else None
             uns = {k: read_elem(f["uns"][k]) for k in ("departures", "drug_embedding") if k in f.get("uns", ())}
-            return anndata.AnnData(sparse.vstack(dense, format="csr") if dense else read_elem(X), read_elem(f["obs"]), read_elem(f["var"]), uns)
+            X = sparse.vstack(dense, format="csr") if dense else read_elem(X)
+            X.check_format(full_check=True)                                # a corrupt one would crash SciPy
+            return anndata.AnnData(X, read_elem(f["obs"]), read_elem(f["var"]), uns)
     except (InputError, MemoryError):
         raise
     except Exception as e:                                                 # h5py and AnnData have no common error for a bad file
@@ -135,7 +136,7 @@ def open_h5ad(path, layer=None):
 
 
 def some(names, n=8):
-    names = [str(x) for x in names]
+    names = list(map(str, names))
     return ", ".join(names[:n]) + (f" and {len(names) - n:,} more" if len(names) > n else "")
 
 
@@ -156,12 +157,12 @@ def _perturbation_column(obs, path, column, control):
     candidates = [name for name in names if found[name]]
     if not candidates:
         seen = sorted(set(labels[names[0]]) - {None})
-        near = [x for x in seen if re.search("ctrl|control|dmso|vehicle|target|untreat|unstim|mock|scramb|wild", x, re.I)]
+        near = [x for x in seen if "+" not in x and re.search("ctrl|control|dmso|vehicle|target|untreat|unstim|mock|scramb|wild", x, re.I)]
         raise InputError(f"{path}: no control label ({repr(control) if control else 'such as control, ctrl, non-targeting, DMSO'}) in "
                          f"{', '.join(map(repr, names))}; " + (f"'{near[0]}' looks like one: --control '{near[0]}'" if near else
                          f"the labels are {some(seen) or 'all missing'}; name it with --control"))
-    first, *others = candidates
-    for other in others:
+    first = max(candidates, key=lambda name: len(set(labels[name])))       # the finest: `drug` rather than treated or control
+    for other in candidates:
         if not np.array_equal(np.isin(labels[first], found[first]), np.isin(labels[other], found[other])):
             raise InputError(f"{path}: columns '{first}' and '{other}' disagree on the controls; choose one with --perturbation-column")
     return first, found[first]
@@ -170,8 +171,7 @@ def _perturbation_column(obs, path, column, control):
 def _symbols(var, path):
     """Gene symbols; where two genes share one, the later keeps its index name, so that every name is unique."""
     if not var.index.is_unique:
-        twice = var.index[var.index.duplicated()].unique()
-        raise InputError(f"{path}: duplicate gene names ({some(twice)}); make them unique with adata.var_names_make_unique()")
+        raise InputError(f"{path}: duplicate gene names ({some(var.index[var.index.duplicated()].unique())}); use adata.var_names_make_unique()")
     names = var["gene_name"].astype(str) if "gene_name" in var else pd.Series(var.index.astype(str))
     return np.where(names.duplicated().to_numpy(), var.index.astype(str), names.to_numpy()).astype(str)
 
@@ -184,9 +184,10 @@ def log1p_csr(X, path, counts=True):
     wrong = ("NaN or infinite values; remove or repair those cells" if not np.isfinite(X.data).all() else
              "negative values (scaled data?); give counts or log1p, or name a --layer" if (X.data < 0).any() else
              "nothing but zeros; name the --layer that holds the expression" if X.nnz == 0 else None)
-    if wrong:
-        raise InputError(f"{path}: X holds {wrong}")
-    if counts and (X.data == np.round(X.data)).all():
+    counts = counts and (X.data == np.round(X.data)).all()
+    if wrong or not counts and X.data.max() > 20:                          # log1p of a million is 13.8
+        raise InputError(f"{path}: X holds {wrong or 'values above 20, neither counts nor log1p; log them, or name a --layer'}")
+    if counts:
         total = np.asarray(X.sum(1)).ravel()
         scale = np.median(total[total > 0])
         X.data = np.log1p(X.data * np.repeat(scale / np.where(total > 0, total, 1), np.diff(X.indptr)).astype(np.float32))
@@ -203,6 +204,8 @@ def _doses(obs, label, controls, path):
             if (dose[dosed] < 0).any():
                 raise InputError(f"{path}: column '{column}' holds negative doses; give doses, not their logarithms")
             return dose, column
+        if not dosed.any() and obs[column].astype(str).str.fullmatch(r"[\d.]+ *[a-zA-Zµ]+").any():
+            raise InputError(f"{path}: column '{column}' holds doses with units; give numbers in one unit")
     return None, None
 
 
@@ -214,11 +217,10 @@ def _kind(obs, column, label, dose, symbols):
     return "gene" if re.search("crispr|gene", stated) or genes and not drugs else "drug"
 
 
-def _canonical(label, dose, kind, controls, symbols):
-    """The canonical perturbation of each cell: (C,) text."""
+def _canonical(label, dose, kind, controls, symbols):                      # of each cell: (C,) text
     unique, place = np.unique(label.astype(str), return_inverse=True)
     known = set(symbols), set(unique)
-    names = np.array([CONTROL if x in controls or is_control(x) else _gene_names(x, *known) if kind == "gene" else x
+    names = np.array([CONTROL if x in controls else _gene_names(x, *known) if kind == "gene" else x
                       for x in unique], dtype=object)[place]
     if kind == "drug" and dose is not None:
         dosed = (names != CONTROL) & np.isfinite(dose)
@@ -232,20 +234,18 @@ def _gene_names(label, symbols, labels):
     if parts == [label] and label not in symbols:
         pieces = [p for p in label.split("_") if not is_control(p) and not re.fullmatch(r"(sg|g|guide)?\d+|p[A-Za-z]+\d+", p)]
         known = symbols | (labels - {label})
-        pieces = [p if p in known else re.sub(r"^sg|-\d+$|g\d+$", "", p) for p in pieces]
-        parts = pieces if pieces and all(p in known for p in pieces) else parts
+        pieces = [p if p in known else re.sub(r"^sg|-\d+$|(?<=[A-Z0-9])g\d+$", "", p) for p in pieces]
+        parts = pieces if set(pieces) & known else parts                   # of a pair one may be unmeasured and never alone
     return "+".join(sorted(set(parts))) or CONTROL
 
 
 # ---------------------------------------------------------------------------------------------- split and gene choice
 
 def split(screen, test=(), fraction=0.3, seed=0, column=None):
-    """Hold out conditions, in place: `test` if given ('A' everywhere, 'A@type' there), else those whose every cell the file's `column`
-    (or `split`, if it has one) marks test or ood, else the paper's random split. Controls always train.
-
-    Genes: `fraction` of the perturbed genes that are measured, with every combination they are in; where none is measured, combinations
-    of genes that are also seen alone. Drugs: each (drug, dose, cell type) with probability `fraction`, but never all of a drug.
-    """
+    """Hold out conditions, in place: `test` if given, else those whose every cell the file's `column` (or `split`, if it has one) marks
+    test or ood, else the paper's random split. Controls always train. Genes: `fraction` of the perturbed genes that are measured, with
+    their combinations; where none is measured, combinations of genes seen alone. Drugs: each (drug, dose, cell type) with probability
+    `fraction`, but never all of a drug."""
     if column and column not in screen.obs:
         raise InputError(f"{screen.source}: no column '{column}'; the columns are {some(screen.obs.columns, 30)}")
     conditions, rng = [key for key in screen.groups if key[0] != CONTROL], np.random.default_rng(seed)
@@ -260,13 +260,14 @@ def split(screen, test=(), fraction=0.3, seed=0, column=None):
         screen.held_out = {key for key in conditions if rng.random() < fraction}
         drugs = pd.Series({key: targets_of(key[0], "drug")[0][0] for key in conditions})
         for mine in drugs.groupby(drugs).groups.values():                  # a drug without any training cells is unknown
-            screen.held_out -= {mine[rng.integers(len(mine))]} if set(mine) <= screen.held_out else set()
+            if set(mine) <= screen.held_out:
+                screen.held_out.discard(mine[rng.integers(len(mine))])
     elif not screen.held_out:
         genes_of = {p: {gene for gene, _ in targets_of(p, screen.kind)} for p, _ in conditions}
         measured = sorted(set().union(*genes_of.values()) & set(screen.genes))
         chosen = set(rng.permutation(measured)[:round(fraction * len(measured))])
         held = {p for p in genes_of if genes_of[p] & chosen}
-        if not held:
+        if not measured and fraction > 0:
             pairs = sorted(p for p in genes_of if len(genes_of[p]) > 1 and genes_of[p] <= set(genes_of))
             held = set(rng.permutation(pairs)[:max(1, round(fraction * len(pairs)))])
         screen.held_out = {key for key in conditions if key[0] in held}
@@ -276,10 +277,13 @@ def split(screen, test=(), fraction=0.3, seed=0, column=None):
 
 
 def at_type(screen, name):
-    """(perturbation, cell type or None) that a condition's name means: 'A@type', or 'A' for every type. A name may hold other @."""
-    cell_type = next((t for t in screen.cell_types if name.endswith(f"@{t}")), None)
-    perturbation = name[:-1 - len(cell_type)] if cell_type else name
-    return "+".join(sorted(perturbation.split("+"))) if screen.kind == "gene" else perturbation, cell_type
+    """(canonical perturbation, cell type or None) that a condition's name means: 'A@type', or 'A' for every type; both may hold an @."""
+    cell_type = next((t for t in sorted(screen.cell_types, key=len, reverse=True) if name.endswith(f"@{t}")), None)
+    perturbation = (name[:-1 - len(cell_type)] if cell_type else name).strip()
+    if screen.kind == "gene":
+        return "+".join(sorted({g.strip() for g in perturbation.split("+") if not is_control(g)})) or CONTROL, cell_type
+    (drug, dose), = targets_of(perturbation, "drug") or [(CONTROL, 1.0)]
+    return perturbation if drug == perturbation else f"{drug}:{dose:g}", cell_type
 
 
 def resolve(screen, name):
@@ -294,10 +298,8 @@ def resolve(screen, name):
 
 
 def seurat_dispersion(X):
-    """Normalised dispersion of every gene (N,), Scanpy's `highly_variable_genes(flavor="seurat")` on log1p data X (C, N).
-
-    log(variance / mean) of expm1(X), standardised within 20 bins of log1p(mean); Satija et al. 2015, Scanpy's conventions.
-    """
+    """Normalised dispersion of every gene (N,), Scanpy's `highly_variable_genes(flavor="seurat")` on log1p data X (C, N):
+    log(variance / mean) of expm1(X), standardised within 20 bins of log1p(mean); Satija et al. 2015, Scanpy's conventions."""
     E, n = X.astype(np.float64).expm1(), X.shape[0]
     mean, square = (np.asarray(E.power(k).mean(0)).ravel() for k in (1, 2))
     variance = (square - mean ** 2) * n / max(n - 1, 1)
@@ -327,15 +329,13 @@ def take_genes(screen, columns):               # in the order of columns
     return replace(screen, X=screen.X[:, columns].tocsr(), genes=screen.genes[columns], var_names=screen.var_names[columns])
 
 
-def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, **columns):
-    """Read, split and choose genes: the Screen that train, sample and evaluate share for the same arguments."""
+def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, **columns):     # what every script starts from
     screen = read_screen(path, **columns)
     split(screen, test, fraction, seed, split_column)
     return choose_genes(screen, genes)
 
 
-def describe(screen):
-    """What was understood of a file, in lines for a person; warnings last."""
+def describe(screen):                          # what was understood, in lines for a person; warnings last
     size = {"@".join(key): len(rows) for key, rows in screen.groups.items() if key[0] != CONTROL}
     held, targets = sorted(map("@".join, screen.held_out)), {t for p, _ in screen.groups for t, _ in targets_of(p, screen.kind)}
     unmeasured, small = sorted(targets - set(screen.genes)) * (screen.kind == "gene"), [c for c, n in size.items() if n < 10]

@@ -207,6 +207,8 @@ def _coverage(scores, n):
 def read_predicted(path, screen):
     """{(perturbation, cell type): cells (n, N) CSR} of an h5ad of predicted cells, its genes in the screen's order."""
     adata = data.open_h5ad(path)
+    if not adata.var_names.is_unique:
+        raise data.InputError(f"{path}: duplicate gene names; make them unique with adata.var_names_make_unique()")
     where = {str(g): i for i, g in enumerate(adata.var_names)}
     names = screen.var_names if set(screen.var_names) <= set(where) else screen.genes
     missing = [g for g in names if g not in where]
@@ -229,15 +231,16 @@ def read_predicted(path, screen):
             continue
         keys = data.resolve(screen, name)
         if len(keys) > 1:
-            raise data.InputError(f"{path}: condition '{name}' names no cell type, and the truth has several; write {name}@TYPE")
-        out[keys.pop()] = X[(label == name).to_numpy()]
+            raise data.InputError(f"{path}: '{name}' means several measured conditions ({data.some(map('@'.join, sorted(keys)))}); name one")
+        out.setdefault(keys.pop(), []).append(np.flatnonzero(label == name))                   # A+B and B+A are one
+    out = {key: X[np.concatenate(rows)] for key, rows in out.items()}
     if not out:
         raise data.InputError(f"{path}: holds no predicted cells of any condition")
     return out
 
 
 def write_truth(path, screen, conditions):
-    """An h5ad of the measured cells of {(perturbation, cell type)} and of those types' controls, labelled as predicted.h5ad is."""
+    """An h5ad of the measured cells of {(perturbation, cell type)} and of those types' controls, under predicted.h5ad's column names."""
     keys = {*conditions, *((data.CONTROL, t) for _, t in conditions)}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     obs = pd.DataFrame({"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}, screen.cells[rows], dtype="category")
@@ -273,8 +276,13 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     if not run:
         screen = shared_genes(predicted, screen)
     cells = read_predicted(predicted, screen)
+    if run and not training and not set(cells) <= screen.held_out:
+        raise data.InputError(f"{screen.source}: {data.some(map('@'.join, sorted(set(cells) - screen.held_out)), 3)} of {predicted} are not held "
+                              "out: the file has changed since; restore it, or train again")
     if not run:
         screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see
+    if truth and os.path.realpath(truth) in [os.path.realpath(name) for name in (screen.source, predicted)]:
+        raise data.InputError(f"--write-truth {truth}: is an input; choose another name")
     if truth:
         write_truth(truth, screen, cells)
     rows = score(screen, cells, seed)

@@ -5,6 +5,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 
+plt.rcParams["text.parse_math"] = False                                     # a $ in a gene's or a cell type's name is a $
 MEASURED, PREDICTED, CONTROLS = "#0072B2", "#D55E00", "#9A9A9A"
 CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
@@ -13,7 +14,7 @@ CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 def draw_violins(path, screen, row, predicted, n=10):
     """Measured and predicted expression of a condition's top DE genes, split violins (the paper's Fig. 4)."""
-    key = tuple(row["condition"].rsplit("@", 1))
+    key = next(k for k in predicted if "@".join(k) == row["condition"])
     columns = [int(np.flatnonzero(screen.genes == g)[0]) for g in row["top_genes"][:n]]
     measured, control = (screen.X[r][:, columns].toarray() for r in (screen.groups[key], screen.controls(key[1])))
     figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
@@ -43,8 +44,9 @@ def jittered(values):
 
 def draw_pca(path, screen, rows, predicted):
     """Measured (left) and predicted (right) cells in the two principal axes of the measured ones; one cell type."""
-    cell_type = rows[0]["condition"].rsplit("@", 1)[1]
-    keys = [k for k in (tuple(r["condition"].rsplit("@", 1)) for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
+    key_of = {"@".join(k): k for k in predicted}
+    cell_type = key_of[rows[0]["condition"]][1]
+    keys = [k for k in (key_of[r["condition"]] for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
     groups = [screen.dense(screen.groups[k]) for k in keys]
     control = screen.dense(screen.controls(cell_type)[:500])
     everything = np.concatenate([control, *groups])
@@ -118,7 +120,7 @@ def draw_trackability(path, table, bounds):
     for panel in panels[:, 0]:
         panel.set_ylabel("dimensions d")
     for panel in panels[1]:
-        panel.set_xlabel("deviation $\\|W - I\\|_F$ (finer steps below 10)")
+        panel.set_xlabel("deviation $\\|W - I\\|_F$ (finer steps below 10)", parse_math=True)
     figure.colorbar(image, ax=panels, label="share of cells whose true partner is found", shrink=0.8)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)

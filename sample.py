@@ -53,6 +53,8 @@ def read_checkpoint(run):
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
         raise data.InputError(f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again")
+    if not {"settings", "reading", "genes", "targets", "kind", "model", "epoch", "epochs", "optimiser", "log", "groups"} <= set(content):
+        raise data.InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
     return {**content, "path": path}
 
 
@@ -67,8 +69,10 @@ def model_of(content, device):
     return model.to(device)
 
 
-def check_folder(path):
-    """Refuse, before any work is done, a file or folder that cannot be made where it is wanted."""
+def check_folder(path, *inputs):
+    """Refuse, before any work is done, a file or folder that cannot be made where it is wanted, or a file that is read from."""
+    if os.path.isdir(path) or os.path.realpath(path) in [os.path.realpath(name) for name in inputs]:
+        raise data.InputError(f"{path}: is {'a folder' if os.path.isdir(path) else 'an input'}; choose another name for what is written")
     parent = os.path.dirname(os.path.abspath(path))
     while not os.path.exists(parent):
         parent = os.path.dirname(parent)
@@ -78,8 +82,8 @@ def check_folder(path):
 
 def check_device(device):
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise data.InputError(f"--device {device}: not available here ({str(e).splitlines()[0]}); use --device cpu") from e
 
 
@@ -120,7 +124,7 @@ def describe_cell_type(model, cell_type, X, elsewhere):
 
 
 def structures(screen, path):
-    """{drug: vector (D,)}, standardised: from a --drug-embedding table, else the file's own uns["drug_embedding"], else its SMILES.
+    """{drug: vector (D,)}, centred, on one scale: from a --drug-embedding table, else the file's own uns["drug_embedding"], else its SMILES.
 
     Whoever is in the table can be predicted later. Raises InputError for a table that cannot be used.
     """
@@ -130,22 +134,31 @@ def structures(screen, path):
             table = pd.read_csv(path, index_col=0)
         except (OSError, ValueError) as e:
             raise data.InputError(f"--drug-embedding {path}: not a readable CSV ({e})") from e
-    elif not len(table) and "SMILES" in screen.obs:
-        table = pd.DataFrame({"SMILES": screen.obs["SMILES"].astype(str).to_numpy()},
-                             [p.rpartition(":")[0] or p for p in screen.perturbation]).groupby(level=0).first()
-    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table).T                # a dict of vectors
+    elif isinstance(table, dict) and not table and "SMILES" in screen.obs:
+        drug_of = {p: dict(data.targets_of(p, "drug")) for p in set(screen.perturbation)}
+        table = pd.DataFrame([(drug, s) for p, s in set(zip(screen.perturbation, screen.obs["SMILES"].astype(str))) for drug in drug_of[p]],
+                             columns=["drug", "SMILES"]).drop_duplicates("drug").set_index("drug")
+    try:
+        table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table).T            # a dict of vectors
+    except (ValueError, TypeError):
+        table = pd.DataFrame(index=["?"])                                  # a number, a text, vectors of several lengths
     table.index = table.index.astype(str)
     drugs = {t for p, _ in screen.groups for t, _ in data.targets_of(p, "drug")}
+    unique = table.index.is_unique
     if "SMILES" in table:
-        table = fingerprints(table["SMILES"].drop(data.CONTROL, errors="ignore"), screen.found, path)
+        table = fingerprints(table["SMILES"], screen.found, path)
     V = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
-    if len(V) and (not drugs & set(table.index) or not table.index.is_unique or not np.isfinite(V).all()):
+    if (len(V) or path) and not (V.size and drugs & set(table.index) and unique and np.isfinite(V).all()):
         raise data.InputError(f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, for each drug by name "
                               f"({data.some(sorted(drugs), 3)})")
     known = len(drugs & set(table.index))
     if len(V):
         screen.found.append(f"structures of {known:,} of {len(drugs):,} drugs, and of {len(V) - known:,} others that can be asked for")
-    return dict(zip(table.index, (V - V.mean(0)) / (V.std() or 1) / np.sqrt(V.shape[1]))) if len(V) else {}
+    if not len(V):
+        return {}
+    spread = V.std() if np.isin(V, (0, 1)).all() else V.std(0)             # bits alike, so that rare ones do not shout
+    V = (V - V.mean(0)) / np.where(spread > 0, spread, 1) / np.sqrt(V.shape[1])
+    return dict(zip(table.index, np.column_stack([V, np.ones(len(V), np.float32)])))           # no row is all zeros: that is "unknown"
 
 
 def fingerprints(smiles, found, path=""):
@@ -190,11 +203,11 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     """Sample conditions of a run into an h5ad; returns its path. By default every held-out one, as many cells as were measured."""
     content = read_checkpoint(run)
     out = out or f"{run}/{'asked' if conditions else 'training' if training else 'predicted'}.h5ad"
-    check_folder(out)
+    check_folder(out, f"{run}/model.pt", content["reading"]["path"], *([path] if path else []))
     settings = Settings(**content["settings"])
     seed = settings.seed if seed is None else seed
     model = model_of(content, device)
-    if content["epoch"] < content.get("epochs", 0):
+    if content["epoch"] < content["epochs"]:
         print(f"note: {run} is not finished: {content['epoch']} of {content['epochs']} epochs; train.py --resume {run} goes on")
     screen = screen or _screen(content, path, columns or {})
     level = population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
@@ -205,7 +218,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     table = ActiveValues(*active_values(screen.X, [screen.controls(t) for t in known]), device)
     place = torch.tensor([known.index(t) if t in known else 0 for t in model.cell_types], device=device)
     table.start, table.count = table.start[place], table.count[place]      # one population per cell type of the model
-    wanted = [c for name in conditions for c in asked(screen, model, name)] or sorted(
+    wanted = [c for name in conditions for c in asked(screen, model, name, content["groups"])] or sorted(
         k for k in screen.groups if k[0] != data.CONTROL and (k in screen.held_out) != training)
     check_predictable(model, screen, wanted)
     parts = []
@@ -232,14 +245,18 @@ def check_predictable(model, screen, conditions):
             raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or {mend}") from e
 
 
-def asked(screen, model, name):
-    """The (perturbation, cell type) pairs that a condition's name means, whether or not anybody measured them."""
+def asked(screen, model, name, groups):
+    """The (perturbation, cell type) pairs that a condition's name means, measured or not; groups: those of the run's screen."""
     perturbation, cell_type = data.at_type(screen, name)
     if "@" in perturbation and data.targets_of(perturbation, "drug")[0][0] not in model.targets:
         raise data.InputError(f"{screen.source}: no control cells of type '{perturbation.rpartition('@')[2]}' to start '{name}' from; "
                               f"there are {data.some(screen.cell_types)}; others come from --data")
-    doses = {p for p, _ in screen.groups if model.kind == "drug" and p != data.CONTROL and
-             data.targets_of(p, "drug")[0][0] == perturbation}             # a drug's name alone means every measured dose
+    seen = {p for p, *_ in groups if model.kind == "drug" and p != data.CONTROL}
+    doses = {p for p in seen if data.targets_of(p, "drug")[0][0] == perturbation}              # a drug's name alone means each measured dose
+    if not doses and perturbation in model.targets and any(data.targets_of(p, "drug")[0][0] != p for p in seen):
+        raise data.InputError(f"--condition {name}: this screen has doses; name one, such as {perturbation}:1")
+    if perturbation == data.CONTROL:
+        raise data.InputError(f"--condition {name}: nothing is to be predicted for the control")
     return [(p, t) for p in sorted(doses or {perturbation}) for t in screen.cell_types if cell_type in (None, t)]
 
 
@@ -257,10 +274,16 @@ def _screen(content, path, columns):
 
 
 def same_genes(screen, content):
-    """The screen, if it still has the genes and the kind that the run was trained on."""
-    if screen.genes.tolist() != content["genes"] or screen.kind != content["kind"]:
-        raise data.InputError(f"{screen.source}: its genes are not those that the run was trained on; the file has changed since")
+    """The screen, if it still has the genes and the conditions, and the same of them held out, that the run was trained on."""
+    if screen.genes.tolist() != content["genes"] or screen.kind != content["kind"] or groups_of(screen) != content["groups"]:
+        raise data.InputError(f"{screen.source}: its genes or conditions are not those that the run was trained on: the file has changed "
+                              "since; restore it, or train again")
     return screen
+
+
+def groups_of(screen):
+    """[[perturbation, cell type, whether held out]] of a screen, for the checkpoint."""
+    return [[str(p), str(t), (p, t) in screen.held_out] for p, t in sorted(screen.groups)]
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls):

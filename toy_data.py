@@ -97,14 +97,12 @@ def simulate_screen(n_genes=300, n_perturbed=40, n_cells=8000, control_fraction=
     """
     rng, n_regulators = np.random.default_rng(seed), max(n_perturbed, n_genes // 5)
     W = regulatory_network(n_genes, n_regulators, rng)
-    spread = np.linalg.inv(np.eye(n_genes) - W)                                    # z = spread @ eta
-    targets = np.sort(rng.choice(n_regulators, n_perturbed, replace=False))
+    spread, targets = np.linalg.inv(np.eye(n_genes) - W), np.sort(rng.choice(n_regulators, n_perturbed, replace=False))     # z = spread @ eta
     knock_down, penetrance = np.log(1 - rng.uniform(0.75, 0.95, n_perturbed)), rng.uniform(0.65, 0.95, n_perturbed)   # the rest escape
     log_rate, cell_type = unperturbed_cells(W, n_regulators, n_cells, 2, rng)
-    n_controls = int(control_fraction * n_cells)
-    which = np.concatenate([np.full(n_controls, -1), np.arange(n_cells - n_controls) % n_perturbed])      # -1 is a control
-    penetrant = (which >= 0) & (rng.random(n_cells) < penetrance[which])
-    effect = spread[:, targets] * knock_down                                       # (G, n_perturbed)
+    which = np.arange(n_cells) - int(control_fraction * n_cells)
+    which = np.where(which < 0, -1, which % n_perturbed)                           # -1 is a control
+    penetrant, effect = (which >= 0) & (rng.random(n_cells) < penetrance[which]), spread[:, targets] * knock_down     # (G, n_perturbed)
     shift = np.where(penetrant[:, None], effect.T[which], 0)
     symbols = np.array([f"TF{i + 1:03d}" if (W[:, i] != 0).any() or i in targets else f"GENE{i + 1:03d}" for i in range(n_genes)])
     obs = pd.DataFrame({"condition": np.where(which < 0, "ctrl", np.char.add(symbols[targets][which], "+ctrl")), "penetrant": penetrant,
@@ -330,7 +328,7 @@ def pairing(out, seed=0):
     screen, rng, rows = simulate_screen(300, 4, 6000, seed=seed), np.random.default_rng(seed), []
     counts, twin = (screen.layers[k].toarray().astype(int) for k in ("counts", "counterfactual"))
     log_normalise = lambda x: data.log1p_csr(x, "simulated")[0].toarray()  # noqa: E731
-    full_twin, full = log_normalise(twin), log_normalise(counts)
+    full_twin, full = map(log_normalise, (twin, counts))
     label = screen.obs["condition"].astype(str) + "@" + screen.obs["cell_type"].astype(str)
     groups = {name: np.flatnonzero(label == name) for name in sorted(set(label))}
     for depth in (1.0, 0.1):
@@ -384,6 +382,9 @@ def main():
         command.set_defaults(demonstration=demonstration)
     args = parser.parse_args()
     if args.command == "screen":
+        wrong = args.drugs < 4 or args.drugs % 4 if args.drugs is not None else not 0 < args.perturbed <= args.genes // 2
+        if wrong or args.genes < 20 or args.seed < 0 or (args.cells if args.cells is not None else 100) < 100:
+            raise data.InputError("a screen has 100 cells or more, 20 genes, knock-downs of at most half of them or drugs by fours, a seed from 0")
         adata = (simulate_drug_screen(args.genes, args.drugs, args.cells or 20000, seed=args.seed) if args.drugs else
                  simulate_screen(args.genes, args.perturbed, args.cells or 8000, seed=args.seed))
         data.write_h5ad(adata, args.out)

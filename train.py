@@ -47,6 +47,8 @@ def build(screen, settings, device, also=()):
         if gene not in screen.genes:
             raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
     edges = None if settings.grn in ("structural", "coexpression", "none") else read_edges(settings.grn)
+    if settings.drug_embedding and screen.kind == "gene":
+        raise data.InputError(f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; leave it out")
     structure = sample.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
     targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also) | set(structure)
     torch.manual_seed(settings.seed)
@@ -143,8 +145,10 @@ def read_edges(path):
         raise data.InputError(f"{path}: an edge list needs the columns source and target; it has {', '.join(edges)}")
     if "weight" not in edges:
         edges["weight"] = 1.0
-    if not pd.api.types.is_numeric_dtype(edges["weight"]) or edges["weight"].isna().any():
-        raise data.InputError(f"{path}: the column weight must be a number in every row")
+    if not len(edges) or edges[["source", "target"]].isna().any(axis=None):
+        raise data.InputError(f"{path}: an edge list needs a source and a target in every row, and at least one row")
+    if not pd.api.types.is_numeric_dtype(edges["weight"]) or not np.isfinite(edges["weight"]).all():
+        raise data.InputError(f"{path}: the column weight must be a finite number in every row")
     return edges
 
 
@@ -234,6 +238,8 @@ def train(model, screen, settings, out, state, device, save):
                 optimiser.step()
                 losses += torch.stack([level, activation]).detach() / len(batches)
                 progress.update()
+            if not torch.isfinite(losses).all():
+                raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
             state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
             state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((~(errors <= 0.01)).sum()), float(errors.max()),
                                  time.time() - started])
@@ -279,7 +285,11 @@ def parse():
         if "choices" in f.metadata:
             more["choices"] = f.metadata["choices"]
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f"{f.metadata['help']} (default {f.default})", **more)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name, value in vars(args).items():
+        if value == "":
+            raise data.InputError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
+    return args
 
 
 def new_run(args):
@@ -302,6 +312,8 @@ def new_run(args):
     if args.data:
         screen = data.prepare(**reading)                                   # before the folder is made: a bad file leaves nothing
     else:
+        if os.path.exists(path):
+            raise data.InputError(f"{path}: exists already; name it with --data, or give another --out")
         print(f"no --data: simulating a screen into {path}")
         os.makedirs(out, exist_ok=True)
         data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
@@ -317,6 +329,8 @@ def check(settings):
     for name in ("steps", "batch", "width", "embedding", "pairing_batch", "sigma", "learning_rate", "grn_factors"):
         if not getattr(settings, name) > 0:
             raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
+    if settings.seed >= 2 ** 31:
+        raise data.InputError(f"--seed must be below 2^31, it is {settings.seed}")
     for name in ("seed", "epochs", "grn_sparsity"):
         if not getattr(settings, name) >= 0:
             raise data.InputError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(settings, name)}")
@@ -337,7 +351,8 @@ def main():
     args = parse()
     sample.check_device(args.device)
     if args.resume:
-        given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value and name not in ("resume", "device", "data")]
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
+                 if (value or name in Settings.__dataclass_fields__) and name not in ("resume", "device", "data")]
         if given:
             raise data.InputError(f"--resume {args.resume} goes on with the run's own settings; leave out {', '.join(given)}")
         checkpoint = sample.read_checkpoint(args.resume)
@@ -345,15 +360,15 @@ def main():
         reading["path"] = os.path.abspath(args.data) if args.data else reading["path"]         # the file may have moved
         screen = sample.same_genes(data.prepare(**reading), checkpoint)
         model = sample.model_of(checkpoint, args.device)
-        state = {key: checkpoint[key] for key in ("epoch", "optimiser", "log")}
-        if checkpoint.get("epochs") == state["epoch"]:
+        state = {key: checkpoint[key] for key in ("epoch", "epochs", "optimiser", "log", "groups")}
+        if state["epochs"] == state["epoch"]:
             print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     else:
         out, reading, settings, screen = new_run(args)
         model = build(screen, settings, args.device, args.also)
         sample.check_predictable(model, screen, screen.held_out)           # before hours of training, not after
         os.makedirs(out, exist_ok=True)
-        state = {"epoch": 0, "optimiser": None, "log": []}
+        state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": sample.groups_of(screen)}
     print(*data.describe(screen), sep="\n")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"model: {parameters:,} parameters; run: {out}")

@@ -108,7 +108,9 @@ def prepare_folder():
     os.mkdir("run_none")
     os.mkdir("run_foreign")
     anndata.AnnData(np.ones((2, 2), np.float32)).write_h5ad("run_foreign/predicted.h5ad")
-    spoiled("few_genes.h5ad", lambda a: a._inplace_subset_var(np.arange(a.n_vars) < 1))
+    spoiled("renamed.h5ad", lambda a: relabel(a, "cell_type", lambda x: "q" + x))
+    spoiled("one_gene.h5ad", lambda a: a._inplace_subset_var(np.arange(a.n_vars) < 1))
+    spoiled("few_genes.h5ad", lambda a: a._inplace_subset_var(np.arange(a.n_vars) < 2))
     spoiled("nameless.h5ad", lambda a: setattr(a, "obs", a.obs[["penetrant"]]))
     spoiled("other_genes.h5ad", lambda a: (setattr(a, "var_names", [f"x{i}" for i in range(a.n_vars)]), a.var.pop("gene_name")))
 
@@ -156,6 +158,17 @@ def commands():
         ([*data_train, "--grn", "weights.csv"], "weights.csv", "weight must be a number"),
         ([*data_train, "--grn", "absent.csv"], "absent.csv", "nor a readable CSV"),
         ([*data_train, "--grn", "binary.csv"], "binary.csv", "nor a readable CSV"),
+        ([*data_train, "--drug-embedding", "drugs.csv"], "--drug-embedding drugs.csv", "is a screen of genes"),
+        ([*data_train, "--layer", ""], "--layer", "is empty"),
+        ([*data_train, "--seed", "99999999999"], "--seed", "below 2^31"),
+        (["train.py", "--resume", "run", "--seed", "0"], "--resume run", "leave out --seed"),
+        (["train.py", "--resume", "run", "--data", "renamed.h5ad"], "renamed.h5ad", "the file has changed since"),
+        (["sample.py", "run", "--out", "run/model.pt"], "run/model.pt", "is an input; choose another name"),
+        (["sample.py", "run", "--condition", "TF001@HeLa"], "'HeLa'", "there are typeA, typeB"),
+        (["sample.py", "run", "--condition", "ctrl"], "--condition ctrl", "nothing is to be predicted"),
+        (["evaluate.py", "--predicted", "run/predicted.h5ad", "--data", "tiny.h5ad", "--write-truth", "tiny.h5ad"], "tiny.h5ad", "is an input"),
+        (["toy_data.py", "screen", "new.h5ad", "--cells", "-5"], "a screen has", "100 cells or more"),
+        (["data.py", "one_gene.h5ad"], "one_gene.h5ad", "1 genes; there is nothing"),
         ([*data_train, "--also", "NOBODY"], "--also NOBODY", "not among the 40 genes"),
         (["train.py", "--data", "near_control.h5ad", "--control", "CTRL_pool_7", "--perturbation-column", "condition", "--layer", "none"],
          "near_control.h5ad", "no layer 'none'"),
@@ -175,7 +188,7 @@ def commands():
         (["sample.py", "run", "--cells", "0"], "--cells", "must be positive"),
         (["sample.py", "run", "--seed", "-2"], "--seed", "must not be negative"),
         (["sample.py", "run", "--data", "tiny.h5ad"], "--data", "needs --condition"),
-        (["sample.py", "run", "--data", "few_genes.h5ad", "--condition", "TF001"], "few_genes.h5ad", "lacks 39 of the run's 40 genes"),
+        (["sample.py", "run", "--data", "few_genes.h5ad", "--condition", "TF001"], "few_genes.h5ad", "lacks 38 of the run's 40 genes"),
         (["sample.py", "run", "--out", "edges.csv/x.h5ad"], "edges.csv/x.h5ad", "choose another place"),
         (["evaluate.py"], "run", "or --predicted and --data"),
         (["evaluate.py", "nowhere"], "nowhere/predicted.h5ad", "no such file"),

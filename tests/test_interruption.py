@@ -15,7 +15,7 @@ import toy_data
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN = [sys.executable, f"{ROOT}/train.py"]
-SETTINGS = ["--data", "tiny.h5ad", "--epochs", "60", "--width", "32", "--embedding", "8", "--steps", "5"]
+SETTINGS = ["--data", "tiny.h5ad", "--epochs", "45", "--width", "32", "--embedding", "8", "--steps", "5"]
 
 
 def start(folder, *arguments):
@@ -45,7 +45,7 @@ def test_ten_kills_at_random_moments_change_nothing(folder):
         process = start(folder, *(["--resume", "cut"] if before else [*SETTINGS, "--out", "cut"]))
         while i and process.poll() is None and (not checkpoint.exists() or os.stat(checkpoint).st_mtime_ns == before):
             time.sleep(0.02)                                               # the first kill comes before there is any checkpoint
-        time.sleep(rng.uniform(0, 4))
+        time.sleep(rng.uniform(0, 3))
         process.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[i % 3])
         process.wait()
         reached.append(epochs(folder, "cut") if checkpoint.exists() else -1)

@@ -240,6 +240,71 @@ def test_a_dense_matrix_is_read_to_its_end(tmp_path):
     assert np.array_equal(data.open_h5ad(str(tmp_path / "dense.h5ad")).X.toarray(), X)
 
 
+def labelled(folder, columns, symbols=SYMBOLS):
+    """A screen of one count table with the given obs columns."""
+    obs = pd.DataFrame(columns)
+    X = np.random.default_rng(0).poisson(3.0, (len(obs), len(symbols))).astype(np.float32)
+    obs.index = [f"c{i}" for i in range(len(obs))]
+    anndata.AnnData(X, obs, pd.DataFrame(index=symbols)).write_h5ad(folder / "l.h5ad")
+    return str(folder / "l.h5ad")
+
+
+def names(screen):
+    return {p for p, _ in screen.groups}
+
+
+def test_a_cell_without_a_dose_is_left_out_and_doses_with_units_are_refused(tmp_path):
+    drugs = ["control", "A", "A", "A"] * 6
+    screen = data.read_screen(labelled(tmp_path, {"condition": drugs, "dose": [1.0, 10.0, 100.0, np.nan] * 6}))
+    assert names(screen) == {"control", "A:10", "A:100"} and len(screen.cells) == 18
+    assert (screen.X.sum(1) > 0).all() and len(screen.obs) == 18 and set(screen.obs["condition"][screen.perturbation == "control"]) == {"control"}
+    with pytest.raises(data.InputError, match="doses with units"):
+        data.read_screen(labelled(tmp_path, {"condition": drugs, "dose": ["0 nM", "10 nM", "100 nM", "10 nM"] * 6}))
+
+
+def test_the_finest_column_is_taken_and_a_named_control_is_the_only_one(tmp_path):
+    screen = data.read_screen(labelled(tmp_path, {"condition": ["control", "treated", "treated"] * 4, "drug": ["control", "A", "B"] * 4}))
+    assert names(screen) == {"control", "A", "B"}
+    path = labelled(tmp_path, {"drug": ["DMSO", "untreated", "A"] * 4})
+    assert names(data.read_screen(path)) == {"control", "A"} and names(data.read_screen(path, control="DMSO")) == {"control", "untreated", "A"}
+
+
+def test_a_pair_with_an_unmeasured_gene_is_a_pair_and_is_held_out_with_its_partner(tmp_path):
+    """AMIGO3 is neither measured nor seen alone; no split may train on its pair with a gene that is held out."""
+    path = labelled(tmp_path, {"perturbation": ["control", "KLF1", "KLF1_AMIGO3", "BAK1", "Arg1", "STAT1"] * 4}, [*SYMBOLS[:-1], "Ar"])
+    assert names(data.read_screen(path)) == {"control", "KLF1", "AMIGO3+KLF1", "BAK1", "Arg1", "STAT1"}
+    for seed in range(20):
+        held = {p for p, _ in data.prepare(path, seed=seed).held_out}
+        assert ("KLF1" in held) <= ("AMIGO3+KLF1" in held)
+    assert not data.prepare(path, fraction=0).held_out
+
+
+def test_names_are_canonical_wherever_they_come_from(tmp_path):
+    gears, sciplex = (data.read_screen(write(name, tmp_path)) for name in ("norman", "sciplex_chemcpa"))
+    assert data.at_type(gears, "KLF1+ctrl@A549") == ("KLF1", "A549") and data.at_type(gears, "KLF1 + KLF1") == ("KLF1", None)
+    assert data.resolve(gears, "ctrl+KLF1") == {("KLF1", "A549")}
+    assert data.at_type(sciplex, "Givinostat:0.10@K562") == ("Givinostat:0.1", "K562")
+
+
+@pytest.mark.parametrize("spoil", [lambda X: X["indices"].__setitem__(0, 10 ** 6), lambda X: X["indices"].__setitem__(0, -5),
+                                   lambda X: X["indptr"].__setitem__(5, 10 ** 7)])
+def test_a_corrupt_sparse_matrix_is_refused_before_scipy_crashes(tmp_path, spoil):
+    path = write("kang", tmp_path)
+    with h5py.File(path, "a") as f:
+        spoil(f["X"])
+    with pytest.raises(data.InputError, match="cannot be read"):
+        data.open_h5ad(path)
+
+
+def test_what_is_neither_counts_nor_log1p_is_refused(tmp_path):
+    path = write("kang", tmp_path)
+    adata = anndata.read_h5ad(path)
+    adata.X = adata.X.expm1() * 57.3
+    adata.write_h5ad(path)
+    with pytest.raises(data.InputError, match="neither counts nor log1p"):
+        data.read_screen(path)
+
+
 def test_awkward_labels_are_no_obstacle(tmp_path):
     """Unused categories, one cell in a condition, a condition in one cell type only, a type without perturbed cells, spaces."""
     adata = cells(["ctrl", "ctrl", "My gene+ctrl", "KLF1+ctrl", "ctrl"], {"cell_type": ["a", "b", "a", "b", "type c"]}, True,

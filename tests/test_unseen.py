@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 import data
 import evaluate
 import sample
 import train
+from baselines import matching_mean
 from departures import Departures, Settings
 from test_real_files import SYMBOLS, write
 from toy_data import simulate_drug_screen, simulate_screen
@@ -29,7 +31,7 @@ def run_on(folder, adata, test, also=(), **settings):
     with contextlib.redirect_stderr(io.StringIO()):
         model = train.build(screen, settings, "cpu", also)
         sample.check_predictable(model, screen, screen.held_out)
-        train.train(model, screen, settings, out, {"epoch": 0, "optimiser": None, "log": []}, "cpu",
+        train.train(model, screen, settings, out, {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": sample.groups_of(screen)}, "cpu",
                     lambda state: sample.write_checkpoint(out, model, settings, reading, state))
         sample.sample_run(out, screen=screen)
         rows = evaluate.score(screen, evaluate.read_predicted(f"{out}/predicted.h5ad", screen))
@@ -54,9 +56,9 @@ def test_an_unseen_dose_cell_type_and_drug_are_nearer_than_controls_and_the_mean
 
 def test_a_drug_can_be_asked_for_at_any_dose_or_at_all_that_were_measured(drugs):
     _, screen, out = drugs
-    model = sample.model_of(sample.read_checkpoint(out), "cpu")
-    assert sample.asked(screen, model, "B-2@typeB") == [(f"B-2:{dose}", "typeB") for dose in ("0.001", "0.01", "0.1", "1")]
-    assert sample.asked(screen, model, "B-2:0.3") == [("B-2:0.3", t) for t in ("typeA", "typeB", "typeC")]
+    model, groups = sample.model_of(sample.read_checkpoint(out), "cpu"), sample.groups_of(screen)
+    assert sample.asked(screen, model, "B-2@typeB", groups) == [(f"B-2:{dose}", "typeB") for dose in ("0.001", "0.01", "0.1", "1")]
+    assert sample.asked(screen, model, "B-2:0.30", groups) == [("B-2:0.3", t) for t in ("typeA", "typeB", "typeC")]
 
 
 def test_the_simulated_splits_hold_out_what_they_say(tmp_path):
@@ -154,9 +156,8 @@ def test_structures_come_from_the_table_else_uns_else_smiles(tmp_path):
         screen = drug_screen(tmp_path, uns)
         own, given = sample.structures(screen, ""), sample.structures(screen, str(tmp_path / "drugs.csv"))
         assert set(own) == (set(SMILES) if uns else set()) and set(given) == {*SMILES, "ibuprofen"}
-        assert all(len(v) == 3 and np.isfinite(v).all() for v in (*own.values(), *given.values()))
-    V = np.stack(list(given.values()))
-    assert np.allclose(V.mean(0), 0, atol=1e-6) and np.allclose((V ** 2).sum(1).mean(), 1, rtol=0.7)
+        V = np.stack(list(given.values()))                                     # centred, of one scale; the last column tells known from unknown
+    assert np.allclose(V[:, :3].mean(0), 0, atol=1e-6) and np.allclose(V[:, :3].std(0), 3 ** -0.5, rtol=1e-5) and (V[:, 3] == 1).all()
 
 
 def test_smiles_become_morgan_fingerprints(tmp_path):
@@ -164,7 +165,7 @@ def test_smiles_become_morgan_fingerprints(tmp_path):
     pytest.importorskip("rdkit")
     screen = drug_screen(tmp_path, smiles=True)
     found = sample.structures(screen, "")
-    assert set(found) == set(SMILES) and len(found["hexane"]) == 1024
+    assert set(found) == set(SMILES) and len(found["hexane"]) == 1025
     cosine = lambda a, b: float(found[a] @ found[b] / np.linalg.norm(found[a]) / np.linalg.norm(found[b]))  # noqa: E731
     assert cosine("aspirin", "salicylic acid") > cosine("aspirin", "hexane")
     pd.DataFrame({"SMILES": [*SMILES.values(), "not a molecule"]}, index=[*SMILES, "odd"]).to_csv(tmp_path / "smiles.csv")
@@ -179,11 +180,47 @@ def test_without_rdkit_smiles_are_left_alone_and_it_says_so(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("table, message", [("name,x\nnobody,1\n", "one row of numbers"), ("name,x\naspirin,high\n", "one row of numbers"),
-                                            ("name,x\naspirin,1\naspirin,2\n", "one row of numbers"), ("", "not a readable CSV")])
+                                            ("name,x\naspirin,1\naspirin,2\n", "one row of numbers"), ("name\naspirin\n", "one row of numbers"), ("name,x\n", "one row of numbers"), ("", "not a readable CSV")])
 def test_a_useless_drug_table_is_refused(tmp_path, table, message):
     (tmp_path / "bad.csv").write_text(table)
     with pytest.raises(data.InputError, match=f"bad.csv.*{message}"):
         sample.structures(drug_screen(tmp_path), str(tmp_path / "bad.csv"))
+
+
+def test_a_file_that_changed_since_is_refused(drugs, tmp_path):
+    """Not sampled with, scored on or resumed from, where other conditions would be held out; the checkpoint stays as it was."""
+    _, _, out = drugs
+    adata, before = anndata.read_h5ad(f"{out}/s.h5ad"), open(f"{out}/model.pt", "rb").read()
+    adata[(adata.obs["condition"] != "B-3").to_numpy()].write_h5ad(tmp_path / "changed.h5ad")
+    content = {**sample.read_checkpoint(out), "reading": {"path": str(tmp_path / "changed.h5ad"), "test": ["B-1:0.1"]}}
+    with pytest.raises(data.InputError, match="the file has changed since"):
+        sample.same_genes(data.prepare(**content["reading"]), content)
+    with pytest.raises(data.InputError, match="is an input; choose another name"):
+        sample.sample_run(out, out=f"{out}/s.h5ad")
+    assert open(f"{out}/model.pt", "rb").read() == before
+
+
+def test_the_matching_mean_is_the_nearest_training_condition():
+    """The same target alone before a pair of it, then the nearest dose, then the same cell type."""
+    labels = ["control"] * 8 + ["A"] * 4 + ["A+B"] * 4 + ["C"] * 4
+    types = np.array((["t", "u"] * 4) + ["u"] * 4 + ["t"] * 4 + ["t"] * 4)
+    X = np.repeat([1.0, 2.0, 5.0, 9.0], [8, 4, 4, 4])[:, None] * np.ones((20, 3))
+    screen = data.Screen(sparse.csr_matrix(X, dtype=np.float32), np.array(["A", "B", "C"]), np.array(["A", "B", "C"]), np.arange(20).astype(str),
+                         np.array(labels), types, "gene", pd.DataFrame(index=range(20)))
+    predict, x0 = matching_mean(screen), np.ones((2, 3), np.float32)
+    assert np.allclose(predict("A", "t", x0), 2)
+    assert np.allclose(predict("A+C", "u", x0), 2) and np.allclose(predict("A+C", "t", x0), 9)
+    assert predict("D", "t", x0) is None
+
+
+def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(drugs, tmp_path):
+    _, screen, _ = drugs
+    evaluate.write_truth(str(tmp_path / "truth.h5ad"), screen, {("B-1:0.1", "typeA"): None})
+    truth = anndata.read_h5ad(tmp_path / "truth.h5ad")
+    rows = np.sort(np.concatenate([screen.groups["B-1:0.1", "typeA"], screen.controls("typeA")]))
+    assert truth.obs_names.tolist() == screen.cells[rows].tolist() and (truth.X != screen.X[rows]).nnz == 0
+    assert set(truth.obs["perturbation"]) == {"control", "B-1:0.1"} and set(truth.obs["cell_type"]) == {"typeA"}
+    assert truth.var_names.tolist() == screen.var_names.tolist()
 
 
 # --------------------------------------------------------------------------------------------------------------- genes
