@@ -94,7 +94,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
     dose, dose_column = _doses(obs, label, controls, path)
     keep = pd.notna(label) & pd.notna(cell_type) & (np.isfinite(dose) | np.isin(label, controls) if dose_column else True)
     if not keep.all():
-        found.append(f"left out {(~keep).sum():,} cells without a label in '{column}', '{type_column}' or '{dose_column}'")
+        found.append(f"left out {(~keep).sum():,} cells without a value in {some(filter(None, (column, type_column, dose_column)))}")
         adata, obs, label, cell_type, dose = adata[keep], obs[keep], label[keep], cell_type[keep], dose[keep] if dose_column else None
     symbols, (X, how) = _symbols(adata.var, path), log1p_csr(adata.X, path)
     kind = _kind(obs, column, label, dose, symbols)
