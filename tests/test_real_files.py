@@ -262,6 +262,18 @@ def test_a_cell_without_a_dose_is_left_out_and_doses_with_units_are_refused(tmp_
         data.read_screen(labelled(tmp_path, {"condition": drugs, "dose": ["0 nM", "10 nM", "100 nM", "10 nM"] * 6}))
 
 
+def test_a_condition_is_held_out_by_the_file_if_all_its_cells_are(tmp_path):
+    path = labelled(tmp_path, {"condition": ["ctrl", "KLF1", "BAK1"] * 4, "split": ["train", "test", "train"] * 3 + ["train", "test", "test"]})
+    assert data.prepare(path).held_out == {("KLF1", "cell")}
+
+
+@pytest.mark.parametrize("label, expected", [
+    *((x, True) for x in ("control", "ctrl", "ctrl+ctrl", "Non-targeting", "non_targeting", "NT", "NTC", "NegCtrl0_NegCtrl1", "negative control", "DMSO", "Vehicle")),
+    *((x, False) for x in ("KLF1", "NT5E", "CTRL1X", "stimulated", "(+)-JQ1", "KLF1+ctrl"))])
+def test_control_labels(label, expected):
+    assert data.is_control(label) == expected
+
+
 def test_the_finest_column_is_taken_and_a_named_control_is_the_only_one(tmp_path):
     screen = data.read_screen(labelled(tmp_path, {"condition": ["control", "treated", "treated"] * 4, "drug": ["control", "A", "B"] * 4}))
     assert names(screen) == {"control", "A", "B"}
