@@ -205,11 +205,9 @@ def train(model, screen, settings, out, state, device, save):
     values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
     conditions = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups]
     control_of = torch.tensor([groups.index((data.CONTROL, t)) for _, t in groups])
-    n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups
-            if settings.null_pairs or p != data.CONTROL)
+    n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups if settings.null_pairs or p != data.CONTROL)
     steps = math.ceil(n / settings.batch)
-    epochs = settings.epochs or max(5, math.ceil(2500 / steps))
-    state["epochs"] = epochs
+    state["epochs"] = epochs = settings.epochs or max(5, math.ceil(2500 / steps))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
         optimiser.load_state_dict(state["optimiser"])
