@@ -25,7 +25,7 @@ CONTROL = "control"
 CONTROL_LABELS = re.compile(r"((neg(ative)?)?(control|ctrl)\d*|nontargeting\d*|ntc?|vehicle|dmso|unperturbed|untreated|unstimulated|mock)+")
 PERTURBATION_COLUMNS = ("condition", "perturbation", "drug", "treatment", "product_name", "gene", "target_gene")
 CELL_TYPE_COLUMNS = ("cell_type", "cell_line", "celltype", "cell_label")
-COLUMNS = {"perturbation_column": "column of the perturbation, where detection guesses wrong",   # read_screen's options
+COLUMNS = {"perturbation_column": "column of the perturbation, where detection guesses wrong",   # options of prepare
            "cell_type_column": "column of the cell type", "control": "label of the control cells",
            "layer": "layer to read in place of X", "split_column": "column whose values test or ood hold cells out"}
 ONE_LINE = {"usage": argparse.SUPPRESS, "formatter_class": argparse.RawDescriptionHelpFormatter}     # of argparse's own errors
@@ -46,7 +46,7 @@ class Screen:
     cell_type: np.ndarray                      # (C,)
     kind: str                                  # "gene" or "drug"
     obs: pd.DataFrame                          # (C, …) the file's own columns
-    uns: dict = field(default_factory=dict)    # what open_h5ad reads of the file's uns
+    uns: dict = field(default_factory=dict)    # of the file's uns, what open_h5ad read
     held_out: set = field(default_factory=set)  # {(perturbation, cell type)}
     found: list = field(default_factory=list)  # what was understood, one line each
     source: str = ""

@@ -337,7 +337,7 @@ class PerturbationEncoder(nn.Module):
 
     Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from the
     gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per (target,
-    cell type), linear from there on, so that the effects of several targets add. In training it gives way, with probability
+    cell type), linear from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
     `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
     `expected` (not zero, which is "no perturbation": the origin must be the controls). The part for the cell type alone drops out
     as often, so that the rest holds in a type where the target was never seen.
