@@ -41,11 +41,12 @@ def test_ten_kills_at_random_moments_change_nothing(folder):
     and the weights, the optimiser, the losses and the cells at the end are the same to the bit."""
     rng, reached, checkpoint = random.Random(0), [], folder / "cut/model.pt"
     for i in range(10):
-        before = os.stat(checkpoint).st_mtime_ns if checkpoint.exists() else None
-        process = start(folder, *(["--resume", "cut"] if before else [*SETTINGS, "--out", "cut"]))
-        while i and process.poll() is None and (not checkpoint.exists() or os.stat(checkpoint).st_mtime_ns == before):
-            time.sleep(0.02)                                               # the first kill comes before there is any checkpoint
-        time.sleep(rng.uniform(0, 3))
+        process = start(folder, *(["--resume", "cut"] if checkpoint.exists() else [*SETTINGS, "--out", "cut"]))
+        for _ in range(i and rng.randint(1, 4)):                           # the first kill comes before there is any checkpoint
+            written = checkpoint.exists() and os.stat(checkpoint).st_mtime_ns
+            while process.poll() is None and (not checkpoint.exists() or os.stat(checkpoint).st_mtime_ns == written):
+                time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))                                    # anywhere within an epoch or between two
         process.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[i % 3])
         process.wait()
         reached.append(epochs(folder, "cut") if checkpoint.exists() else -1)
