@@ -2,9 +2,11 @@
 
     predictor(perturbation, cell_type, x0) -> cells (n, N), or None where the baseline does not apply
 
-x0 (n, N) are control cells of that type, dense log1p. A baseline that only knows a mean turns it into cells in one way, `shifted`.
-Only training conditions are looked at. `laot`, a solver for pairs without a screen, is not in the table yet.
+x0 (n, N) are control cells of that type, dense log1p. All but `control` predict a shift of the mean, and all turn it into cells in
+one way, `shifted`. Only training conditions are looked at. N genes, Q training conditions.
 """
+from functools import lru_cache
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist
@@ -13,7 +15,7 @@ import data
 
 
 def shifted(x0, shift):
-    """Control cells moved by a mean shift (N,): zeros stay zero, nothing goes below zero.
+    """Control cells x0 (n, N) moved by a shift, (N,) or each by its own (n, N): zeros stay zero, nothing goes below zero.
 
     A gene's non-zero values move by shift / (fraction expressing), so that its mean moves by the shift unless it is clipped.
     """
@@ -21,9 +23,33 @@ def shifted(x0, shift):
     return np.where(on, np.maximum(x0 + shift / np.maximum(on.mean(0), 1 / len(x0)), 0), 0).astype(np.float32)
 
 
-def _means(screen):
-    """{(perturbation, cell type): mean expression (N,)} of the training groups."""
-    return {key: np.asarray(screen.X[rows].mean(0)).ravel() for key, rows in screen.training_groups().items()}
+def mean_shifts(screen):
+    """{(perturbation, cell type): mean expression minus that of the type's controls (N,)} of the training conditions."""
+    mean = {key: np.asarray(screen.X[rows].mean(0)).ravel() for key, rows in screen.training_groups().items()}
+    return {key: m - mean[data.CONTROL, key[1]] for key, m in mean.items() if key[0] != data.CONTROL}
+
+
+def _targets(perturbation, screen):
+    return dict(data.targets_of(perturbation, screen.kind))
+
+
+def _nearest(screen, keys, perturbation, cell_type):
+    """Those of the training conditions that share a target: with the most in common, then with the fewest others, then at the nearest
+    dose, then in the same cell type, as far as there are such."""
+    wanted = _targets(perturbation, screen)
+
+    def distance(key):
+        its = _targets(key[0], screen)
+        dose = sum(abs(np.log(max(wanted[t], 1e-12) / max(its[t], 1e-12))) for t in wanted.keys() & its.keys())
+        return -len(wanted.keys() & its.keys()), len(its.keys() - wanted.keys()), round(dose, 6), key[1] != cell_type
+
+    near = {key: distance(key) for key in keys if wanted.keys() & _targets(key[0], screen).keys()}
+    return [key for key in near if near[key] == min(near.values())]
+
+
+def in_type(keys, cell_type):
+    """The conditions of a cell type; all of them, if it has none."""
+    return [key for key in keys if key[1] == cell_type] or list(keys)
 
 
 def control(screen):
@@ -33,32 +59,56 @@ def control(screen):
 
 def perturbed_mean(screen):
     """Every perturbation does what the average training perturbation did in that cell type (in all types, if none there)."""
-    mean = _means(screen)
-    shift = {key: m - mean[data.CONTROL, key[1]] for key, m in mean.items() if key[0] != data.CONTROL}
-
-    def predict(perturbation, cell_type, x0):
-        here = [s for key, s in shift.items() if key[1] == cell_type] or list(shift.values())
-        return shifted(x0, np.mean(here, 0)) if here else None
-    return predict
+    shift = mean_shifts(screen)
+    return lambda perturbation, cell_type, x0: (
+        shifted(x0, np.mean([shift[key] for key in in_type(shift, cell_type)], 0)) if shift else None)
 
 
 def matching_mean(screen):
-    """The average effect of the training conditions that share a target: with the most targets in common, then with the fewest others,
-    then at the nearest dose, then in the same cell type, as far as there are such. Applies where any target was seen."""
-    mean = _means(screen)
-    shift = {key: m - mean[data.CONTROL, key[1]] for key, m in mean.items() if key[0] != data.CONTROL}
-    targets = {p: dict(data.targets_of(p, screen.kind)) for p, _ in shift}
-
-    def distance(wanted, cell_type, key):
-        its = targets[key[0]]
-        dose = sum(abs(np.log(max(wanted[t], 1e-12) / max(its[t], 1e-12))) for t in wanted.keys() & its.keys())
-        return -len(wanted.keys() & its.keys()), len(its.keys() - wanted.keys()), round(dose, 6), key[1] != cell_type
+    """The average effect of the nearest training conditions. Applies where any target was seen."""
+    shift = mean_shifts(screen)
 
     def predict(perturbation, cell_type, x0):
-        wanted = dict(data.targets_of(perturbation, screen.kind))
-        near = {key: distance(wanted, cell_type, key) for key in shift if wanted.keys() & targets[key[0]].keys()}
-        return shifted(x0, np.mean([shift[key] for key in near if near[key] == min(near.values())], 0)) if near else None
+        near = _nearest(screen, shift, perturbation, cell_type)
+        return shifted(x0, np.mean([shift[key] for key in near], 0)) if near else None
     return predict
+
+
+def additive(screen):
+    """A combination does the sum of what its targets do alone, in that cell type (on average over the others, for one not seen there).
+
+    Applies to two or more targets, each of them seen alone.
+    """
+    shift = mean_shifts(screen)
+
+    def predict(perturbation, cell_type, x0):
+        alone = [[key for key in shift if key[0] == target] for target in _targets(perturbation, screen)]
+        if len(alone) < 2 or not all(alone):
+            return None
+        return shifted(x0, sum(np.mean([shift[key] for key in in_type(keys, cell_type)], 0) for keys in alone))
+    return predict
+
+
+def linear(screen, components=10, ridge=0.1):
+    """Ridge regression between gene and perturbation embeddings (Ahlmann-Eltze et al. 2025): shift = G K p + b.
+
+    G (N, components): the genes' principal scores in the training condition means; p, a target's own row of it (summed over several);
+    K = (G'G + ridge I)^-1 G' (Y - b) P' (P P' + ridge I)^-1 with the shifts Y (N, Q), their mean b, and P (components, Q).
+    Applies where every target is a measured gene.
+    """
+    shift, place = mean_shifts(screen), {g: i for i, g in enumerate(screen.genes)}
+    known = [key for key in shift if screen.kind == "gene" and set(_targets(key[0], screen)) <= set(place)]
+    if len(known) < 2:
+        return lambda perturbation, cell_type, x0: None
+    means = np.stack([np.asarray(screen.X[screen.groups[key]].mean(0)).ravel() for key in known], 1).astype(np.float64)
+    U, scale, _ = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    G = (U * scale)[:, :components]
+    embed = lambda perturbation: sum(G[place[t]] for t in _targets(perturbation, screen))                     # noqa: E731
+    Y, P, penalty = np.stack([shift[key] for key in known], 1), np.stack([embed(p) for p, _ in known], 1), ridge * np.eye(G.shape[1])
+    b = Y.mean(1)
+    K = np.linalg.solve(G.T @ G + penalty, G.T @ (Y - b[:, None]) @ P.T) @ np.linalg.inv(P @ P.T + penalty)
+    return lambda perturbation, cell_type, x0: (
+        shifted(x0, G @ K @ embed(perturbation) + b) if set(_targets(perturbation, screen)) <= set(place) else None)
 
 
 def linear_knockout(screen, ridge=0.1):
@@ -81,7 +131,7 @@ def linear_knockout(screen, ridge=0.1):
     B = S / cells @ np.linalg.inv(S[P] / cells + ridge * np.eye(len(P))) if P else S
 
     def predict(perturbation, cell_type, x0):
-        targets = [g for g, _ in data.targets_of(perturbation, "gene")]
+        targets = _targets(perturbation, screen)
         if not set(targets) <= set(names):
             return None
         return shifted(x0, -sum(mean[cell_type][P[i]] * B[:, i] for i in map(names.index, targets)))
@@ -107,6 +157,38 @@ def laot(x0, xT, iterations=10):
     return order, W
 
 
+def laot_map(screen, components=20, cells=512, seed=0):
+    """The linear map from controls to the cells of the nearest training conditions (of all in that cell type, where no target was seen),
+    by LAOT: the pairing is the map's own.
+
+    In the controls' principal components with a constant beside them, on at most `cells` cells a side; each control is shifted by
+    what the map moves it.
+    """
+    conditions = [key for key in screen.training_groups() if key[0] != data.CONTROL]
+
+    @lru_cache(maxsize=1)                                                  # conditions come sorted; unseen targets share their source
+    def fit(keys):
+        rng = np.random.default_rng(seed)
+        ends = np.concatenate([screen.groups[key] for key in keys])
+        share = min(1, cells / len(ends))
+        starts = np.concatenate([rng.choice(screen.controls(t), max(1, int(share * len(screen.groups[p, t])))) for p, t in keys])
+        x0, xT = (screen.dense(rows).astype(np.float64) for rows in (starts, rng.choice(ends, len(starts), replace=False)))
+        centre, axes = x0.mean(0), np.linalg.svd(x0 - x0.mean(0), full_matrices=False)[2][:min(components, len(x0) // 5)].T
+        start, end = (np.column_stack([(x - centre) @ axes, np.ones(len(x))]) for x in (x0, xT))
+        W = laot(start, end)[1]
+        return centre, axes, W, xT.mean(0) - x0.mean(0)
+
+    def predict(perturbation, cell_type, x0):
+        keys = _nearest(screen, conditions, perturbation, cell_type) or in_type(conditions, cell_type)
+        if not keys:
+            return None
+        centre, axes, W, shift = fit(tuple(keys))
+        start = np.column_stack([(x0 - centre) @ axes, np.ones(len(x0))])
+        moved = (start @ W.T - start)[:, :-1] @ axes.T
+        return shifted(x0, moved + shift - shift @ axes @ axes.T)          # beside the components, cells move as their mean does
+    return predict
+
+
 def rip_constant(x):
     """The exact (2, delta)-RIP constant of cells x (n, d): the smallest delta with |sum v_i x_i|^2 within (1 +- delta) |v|^2
     for all v with two entries: from the eigenvalues of the 2 x 2 Gram matrix of every pair of cells."""
@@ -128,4 +210,5 @@ def trackable_displacement(x):
     return np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), pdist(x).min() / 2
 
 
-BASELINES = {"control": control, "perturbed mean": perturbed_mean, "matching mean": matching_mean, "linear knock-out": linear_knockout}
+BASELINES = {"control": control, "perturbed mean": perturbed_mean, "matching mean": matching_mean, "additive": additive,
+             "linear": linear, "linear knock-out": linear_knockout, "LAOT": laot_map}

@@ -13,7 +13,7 @@ Gene sets: all, and the 20 and 40 genes of the largest Welch |t| of measured per
 import argparse
 import json
 import os
-import re
+import warnings
 
 import anndata
 import numpy as np
@@ -22,30 +22,40 @@ from scipy import stats
 from tqdm import tqdm
 
 import data
-from baselines import BASELINES
-from figures import draw_pca, draw_violins
+from baselines import BASELINES, in_type, mean_shifts
+from figures import draw_scores, grids, markdown, text
 
-SPLITS, FEWEST = 5, 4                                                       # random halves; cells of a condition to be scored
+SPLITS, FEWEST, BLOCK = 5, 4, 1024                                          # random halves; cells of a condition to be scored; rows at a time
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
+#
+# Each a pure function of predicted cells x (n, N) and measured cells y (m, N), log1p, which are not changed.
 
 def squared_distances(x, y):
     """Squared Euclidean distances (n, m) of cells x (n, N) and y (m, N)."""
     return np.maximum((x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T, 0)
 
 
-def mean_distance(x, y, paired_with_self=False):
+def mean_kernel(x, y, kernel, within=False):
+    """Mean of kernel(squared distance) over pairs of a cell of x (n, N) and one of y (m, N); of distinct cells, where y is x.
+
+    In blocks of rows: the memory is that of BLOCK x m distances, whatever n.
+    """
+    x, y, total = np.asarray(x, np.float64), np.asarray(y, np.float64), 0.0
+    for start in range(0, len(x), BLOCK):
+        values = kernel(squared_distances(x[start:start + BLOCK], y))
+        total += values.sum() - (values.trace(offset=start) if within else 0)
+    return total / (len(x) * (len(x) - 1) if within else len(x) * len(y))
+
+
+def mean_distance(x, y, within=False):
     """Mean Euclidean distance between cells x (n, N) and y (m, N); of distinct cells where y is x."""
-    squared = squared_distances(np.asarray(x, np.float64), np.asarray(y, np.float64))
-    if paired_with_self:
-        np.fill_diagonal(squared, 0)
-    distance = np.sqrt(squared)
-    return distance.sum() / (len(x) * (len(x) - 1)) if paired_with_self else distance.mean()
+    return mean_kernel(x, y, np.sqrt, within)
 
 
 def e_distance(x, y, squared=False):
-    """Energy distance of cells x (n, N) and y (m, N), n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)).
+    """Energy distance, n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)).
 
     Unbiased within-group means (distinct cells); Szekely and Rizzo 2013; the root is the paper's released convention.
     """
@@ -53,42 +63,73 @@ def e_distance(x, y, squared=False):
     return energy if squared else energy ** 0.5
 
 
-def emd(x, y):
-    """Mean over genes of the 1-D Wasserstein-1 distance between x (n, N) and y (m, N), in log1p units.
+def wasserstein(x, y):
+    """1-D Wasserstein-1 distance of every gene (N,) between x (n, N) and y (m, N), in log1p units.
 
     W1 is the area between the two quantile functions, which are constant between multiples of 1/n and 1/m.
     """
-    x, y = np.sort(x, 0), np.sort(y, 0)
-    if len(x) == len(y):
-        return float(np.abs(x - y).mean(dtype=np.float64))
-    edges = np.unique(np.concatenate([[0.0], np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y)]).round(12))
-    middle = (edges[1:] + edges[:-1]) / 2
-    gaps = np.abs(x[(middle * len(x)).astype(int)] - y[(middle * len(y)).astype(int)])
-    return float((np.diff(edges) @ gaps.astype(np.float64)).mean())
+    x, y = (np.sort(np.ascontiguousarray(a.T)) for a in (x, y))            # (N, n), (N, m)
+    if x.shape == y.shape:
+        return np.abs(x - y).mean(1, dtype=np.float64)
+    n, m = x.shape[1], y.shape[1]
+    edges = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(1, m) * n]))            # in units of 1 / (n m): no rounding
+    return np.abs(x[:, edges[:-1] // m] - y[:, edges[:-1] // n]) @ (np.diff(edges) / (n * m))
+
+
+def emd(x, y):
+    """Mean over genes of the 1-D Wasserstein-1 distance (Rubner et al. 2000), in log1p units."""
+    return float(wasserstein(x, y).mean())
 
 
 def mmd2(x, y, gamma):
-    """Squared maximum mean discrepancy of x (n, N) and y (m, N), kernel exp(-gamma |u - v|^2): unbiased, so it may be negative.
-
-    Gretton et al. 2012, Eq. 3.
-    """
-    n, m = len(x), len(y)
-    within = ((np.exp(-gamma * squared_distances(a, a)).sum() - len(a)) / (len(a) * (len(a) - 1)) for a in (x, y))
-    return sum(within) - 2 * np.exp(-gamma * squared_distances(x, y)).sum() / (n * m)
+    """Squared maximum mean discrepancy, kernel exp(-gamma |u - v|^2): unbiased, so it may be negative (Gretton et al. 2012, Eq. 3)."""
+    return sum(mean_kernel(a, a, lambda d: np.exp(-gamma * d), True) for a in (x, y)) - 2 * mean_kernel(x, y, lambda d: np.exp(-gamma * d))
 
 
 def gamma_by_median(x):
     """The gamma of the kernel, 1 / median |u - v|^2 over distinct cells of x (n, N), which should be training cells only."""
-    return 1 / np.median(squared_distances(x, x)[np.triu_indices(len(x), 1)])
+    median = np.median(squared_distances(x, x)[np.triu_indices(len(x), 1)])
+    return 1 / median if median > 0 else 1.0
+
+
+def correlation(a, b):
+    """Pearson correlation of a and b (N,); NaN where either is constant."""
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
 def activation_pcc(x, y):
-    """Pearson correlation over genes between the fractions of cells of x (n, N) and y (m, N) that express each (Table 2)."""
-    a, b = (x > 0).mean(0), (y > 0).mean(0)
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
+    """Correlation over genes between the fractions of cells of x and y that express each (the paper's Table 2)."""
+    return correlation((x > 0).mean(0), (y > 0).mean(0))
 
 
-METRICS = {"E-distance": e_distance, "EMD": emd, "activation PCC": activation_pcc}
+def pearson_delta(x, y, reference):
+    """Correlation over genes between the mean changes of x and y from a reference mean (N,): that of the controls, or of the training
+    perturbations, which leaves only what sets this one apart."""
+    return correlation(x.mean(0) - reference, y.mean(0) - reference)
+
+
+def de_overlap(x, y, controls, k):
+    """Share of the k genes of largest Welch |t| against the controls (c, N) that x and y have in common."""
+    top = (np.argsort(-welch_t(a, controls), kind="stable")[:k] for a in (x, y))
+    return len(np.intersect1d(*top)) / min(k, x.shape[1])
+
+
+def discrimination(x, y, others):
+    """How well the mean of x points to y among other conditions, means `others` (Q, N): 1 - (share of them nearer in L1; ties half).
+
+    1: y is the nearest; 0.5: chance. As the Virtual Cell Challenge's, with the share of the others and not of all. NaN without others.
+    """
+    if not len(others):
+        return float("nan")
+    far, own = np.abs(others - x.mean(0)).sum(1), np.abs(y.mean(0) - x.mean(0)).sum()
+    return float(1 - np.mean((far < own) + 0.5 * (far == own)))
+
+
+def welch_t(x, y):
+    """|t| of each gene (N,) between x (n, N) and y (m, N), unequal variances; 0 where neither varies."""
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)                    # genes that hardly vary
+        return np.nan_to_num(np.abs(stats.ttest_ind(x, y, axis=0, equal_var=False).statistic), posinf=np.inf)
 
 
 def gap_closed(score, control, floor):
@@ -96,33 +137,45 @@ def gap_closed(score, control, floor):
     return 1 - (score - floor) / (control - floor) if control > floor else float("nan")
 
 
-def welch_t(x, y):
-    """|t| of each gene (N,) between x (n, N) and y (m, N), unequal variances; 0 where neither varies."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.abs(stats.ttest_ind(x, y, axis=0, equal_var=False).statistic), posinf=np.inf)
+DISTANCES, SETS = ("E-distance", "EMD", "MMD2"), ("all", "DE20", "DE40", "switched")
+CORRELATIONS = ("activation PCC", "Pearson delta", "Pearson delta from mean", "DE overlap", "discrimination")        # higher is better
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
-def score_condition(measured, controls, methods, rng):
+def all_scores(x, y, sets, gammas, controls, reference, others):
+    """{(metric, gene set): score} of cells x (n, N) against y (n, N). reference: the mean of the training perturbations, or None."""
+    base, out = controls.mean(0), {}
+    for genes, columns in sets.items():
+        a, b = x[:, columns], y[:, columns]
+        out |= {("E-distance", genes): e_distance(a, b), ("EMD", genes): emd(a, b), ("MMD2", genes): mmd2(a, b, gammas[genes]),
+                ("activation PCC", genes): activation_pcc(a, b), ("Pearson delta", genes): pearson_delta(a, b, base[columns])}
+        if reference is not None:
+            out["Pearson delta from mean", genes] = pearson_delta(a, b, reference[columns])
+    out |= {("DE overlap", f"DE{k}"): de_overlap(x, y, controls, k) for k in (20, 40)}
+    out["discrimination", "all"] = discrimination(x, y, others)
+    return out
+
+
+def score_condition(measured, controls, methods, rng, orders=None, training=None, reference=None, others=()):
     """{method: {metric: {gene set: score}}} of one condition, each the mean over splits, and the genes ranked by |t|.
 
-    measured (n, N), controls (m, N), methods {name: cells or None}. The floor is added.
+    measured (n, N), controls (m, N), methods {name: cells or None}; the floor is added. orders: the random orders of the measured cells,
+    training: cells (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the other conditions.
     """
     ranked = np.argsort(-welch_t(measured, controls), kind="stable")
-    sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40]}
-    half = len(measured) // 2
-    scores = {}
-    for _ in range(SPLITS):
-        order = rng.permutation(len(measured))
+    switched = np.abs((measured > 0).mean(0) - (controls > 0).mean(0)) > 0.2          # more than a fifth of the cells change state
+    sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40], **({"switched": np.flatnonzero(switched)} if switched.any() else {})}
+    gammas = {genes: gamma_by_median((controls if training is None else training)[:, columns]) for genes, columns in sets.items()}
+    half, scores = len(measured) // 2, {}
+    for split in range(SPLITS):
+        order = rng.permutation(len(measured)) if orders is None else orders[split]
         target = measured[order[:half]]
         rivals = {name: x[rng.permutation(len(x))[:half]] for name, x in methods.items() if x is not None}
         rivals["floor"] = measured[order[half:2 * half]]
         for name, x in rivals.items():
-            for metric, f in METRICS.items():
-                for genes, columns in sets.items():
-                    scores.setdefault(name, {}).setdefault(metric, {}).setdefault(genes, []).append(
-                        f(x[:, columns], target[:, columns]))
+            for (metric, genes), value in all_scores(x, target, sets, gammas, controls, reference, others[split] if len(others) else ()).items():
+                scores.setdefault(name, {}).setdefault(metric, {}).setdefault(genes, []).append(value)
     mean = {name: {m: {g: float(np.mean(v)) for g, v in by_set.items()} for m, by_set in by_metric.items()}
             for name, by_metric in scores.items()}
     return mean, ranked
@@ -131,42 +184,60 @@ def score_condition(measured, controls, methods, rng):
 def score(screen, predicted, seed=0):
     """Score predicted {(perturbation, cell type): cells (n, N) sparse} and the baselines: a list of rows, one per condition."""
     fitted = {name: baseline(screen) for name, baseline in BASELINES.items()}
-    rows, skipped = [], []
-    for key in tqdm(sorted(predicted), desc="scoring", unit="condition", leave=False):
-        measured = screen.dense(screen.groups[key])
-        model = predicted[key].toarray()
-        if len(measured) < FEWEST or len(model) < 2:
-            skipped.append("@".join(key))
-            continue
-        rng = np.random.default_rng([seed, len(rows)])
-        pool = rng.permutation(screen.controls(key[1]))
-        x0 = screen.dense(pool[np.arange(len(measured)) % len(pool)])
+    shifts, rng = mean_shifts(screen), np.random.default_rng(seed)
+    training = screen.dense(rng.permutation(np.concatenate(list(screen.training_groups().values())))[:500])
+    scored, skipped = [], []
+    for key in sorted(predicted):
+        large = len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2
+        (scored if large else skipped).append(key)
+    orders = {key: [rng.permutation(len(rows)) for _ in range(SPLITS)] for key, rows in screen.groups.items()
+              if key[0] != data.CONTROL and len(rows) >= FEWEST and key[1] in {t for _, t in scored}}
+    halves = {key: np.stack([np.asarray(screen.X[np.sort(screen.groups[key][o[:len(o) // 2]])].mean(0)).ravel() for o in mine])
+              for key, mine in orders.items()}
+    rows = []
+    for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
+        measured, controls = screen.dense(screen.groups[key]), screen.dense(screen.controls(key[1]))
+        pool = rng.permutation(len(controls))
+        x0 = controls[pool[np.arange(len(measured)) % len(pool)]]
         methods = {name: predict(*key, x0) for name, predict in fitted.items()}
-        scores, ranked = score_condition(measured, screen.dense(screen.controls(key[1])), {**methods, "model": model}, rng)
+        mean = controls.mean(0) + np.mean([shifts[k] for k in in_type(shifts, key[1])], 0) if shifts else None
+        others = np.array([mine for k, mine in halves.items() if k[1] == key[1] and k != key]).swapaxes(0, 1) if len(halves) > 1 else ()
+        scores, ranked = score_condition(measured, controls, {**methods, "model": predicted[key].toarray()}, rng, orders[key],
+                                         training, mean, others)
         rows.append({"condition": "@".join(key), "cells": len(measured), "scores": scores,
                      "top_genes": [str(g) for g in screen.genes[ranked[:20]]]})
     if skipped:
-        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {data.some(skipped)}")
+        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {data.some(map('@'.join, skipped))}")
     if not rows:
         raise data.InputError(f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is nothing to score")
     return rows
 
 
 def summarise(rows):
-    """{method: {metric: {gene set: {mean, sd, gap_closed, conditions}}}} over conditions.
+    """{method: {metric: {gene set: {mean, sd, conditions, gap_closed, beaten_in, p}}}} over conditions.
 
     Gap closed is that of the means, over the conditions that the method applies to, so that weak perturbations, whose own
-    gap is a division by almost nothing, weigh what they should.
+    gap is a division by almost nothing, weigh what they should. beaten_in: in how many of these conditions the model scores better
+    than the method; p: of a two-sided sign test of that.
     """
     summary = {}
     for name in [*BASELINES, "model", "floor"]:
         mine = [r["scores"] for r in rows if name in r["scores"]]
-        for metric in METRICS if mine else ():
-            for genes in ("all", "DE20", "DE40"):
-                x, control, floor = (np.array([s[m][metric][genes] for s in mine]) for m in (name, "control", "floor"))
-                entry = {"mean": float(np.nanmean(x)), "sd": float(np.nanstd(x)), "conditions": len(mine)}
-                if metric != "activation PCC":
+        for metric in (*DISTANCES, *CORRELATIONS) if mine else ():
+            for genes in SETS:
+                x, control, floor, model = np.array([[s[m].get(metric, {}).get(genes, np.nan) for m in (name, "control", "floor", "model")]
+                                                     for s in mine]).T
+                there = ~np.isnan(x)
+                if not there.any():
+                    continue
+                x, control, floor, model = x[there], control[there], floor[there], model[there]
+                entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
+                if metric in DISTANCES:
                     entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
+                if name not in ("model", "floor"):
+                    better = (model - x) * (-1 if metric in DISTANCES else 1)
+                    entry["beaten_in"], contested = int((better > 0).sum()), int((better != 0).sum())
+                    entry["p"] = float(stats.binomtest(entry["beaten_in"], contested).pvalue) if contested else 1.0
                 summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
@@ -180,26 +251,22 @@ def without_nan(x):
     return None if isinstance(x, float) and np.isnan(x) else x
 
 
-def table(summary, n):
-    """The table that a person reads: raw scores, then the gap closed."""
-    lines = [f"{n} conditions; each method against the same half of the measured cells, {SPLITS} splits; E-distance is the root "
-             "of the unbiased energy distance;", "gap closed: 0 as far as the control cells, 1 as close as the other half of the "
-             "measured cells (the floor).", ""]
-    sets = ("all", "DE20", "DE40")
-    for value, metrics in (("mean", list(METRICS)), ("gap_closed", ["E-distance", "EMD"])):
-        titles = [m if value == "mean" else f"gap closed, {m}" for m in metrics]
-        lines.append(" " * 18 + "".join(f"{title:^27}" for title in titles))
-        lines.append(" " * 18 + "".join(f"{g:>9}" for _ in metrics for g in sets))
-        for name, scores in summary.items():
-            cells = "".join(f"{scores[m][g][value]:>9.3f}" for m in metrics for g in sets)
-            lines.append(f"{name:<18}{cells}" + _coverage(scores, n))
-        lines.append("")
-    return "\n".join(lines)
+def per_condition(rows):
+    """Every score as a table: condition, cells, method, metric, genes, score, gap_closed."""
+    return pd.DataFrame([(r["condition"], r["cells"], name, metric, genes, value, gap_closed(
+        value, *(r["scores"][other][metric][genes] for other in ("control", "floor"))) if metric in DISTANCES else np.nan)
+        for r in rows for name, by_metric in r["scores"].items() for metric, by_set in by_metric.items() for genes, value in by_set.items()],
+        columns=["condition", "cells", "method", "metric", "genes", "score", "gap_closed"])
 
 
-def _coverage(scores, n):
-    applies = scores["E-distance"]["all"]["conditions"]
-    return "" if applies == n else f"  ({applies} of {n} conditions)"
+def paper_of(screen):
+    """Which of the paper's two data sets a screen is ("Adamson", "sci-Plex3"), by names that no other holds together; or None."""
+    targets = {target for p, _ in screen.groups for target in dict(data.targets_of(p, screen.kind))}
+    if {"TMEM167A", "HSD17B12", "CREB1"} <= targets and all(t.startswith("K562") for t in screen.cell_types):
+        return "Adamson"
+    if screen.kind == "drug" and len(targets) > 150 and {"A549", "K562", "MCF7"} <= set(screen.cell_types):
+        return "sci-Plex3"
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -261,7 +328,7 @@ def shared_genes(path, screen):
 
 
 def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None):
-    """Score, print the table, write metrics.json and figures; returns the summary."""
+    """Score, print the table, write metrics.json, .csv and .md and the figures; returns the summary."""
     suffix = "_training" if training else ""
     if run:
         predicted, out = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad", out or run
@@ -271,10 +338,8 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
                 raise data.InputError(f"{predicted}: not written by sample.py; score it with --predicted and --data")
             screen = data.prepare(**json.loads(about["reading"]))
     else:
-        screen = data.read_screen(path)
         out = out or os.path.splitext(predicted)[0] + "_scores"
-    if not run:
-        screen = shared_genes(predicted, screen)
+        screen = shared_genes(predicted, data.read_screen(path))
     cells = read_predicted(predicted, screen)
     if run and not training and not set(cells) <= screen.held_out:
         raise data.InputError(f"{screen.source}: {data.some(map('@'.join, sorted(set(cells) - screen.held_out)), 3)} of {predicted} are not held "
@@ -288,14 +353,15 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     rows = score(screen, cells, seed)
     rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
+    shown = grids(summary, rows, paper_of(screen))
     os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
     metrics = without_nan({"summary": summary, "conditions": rows, "splits": SPLITS})
     data.save(f"{out}/metrics{suffix}.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
-    strongest = re.sub(r"[^\w.+@-]", "_", rows[0]["condition"])
-    draw_violins(f"{out}/figures{suffix}/violin_{strongest}.png", screen, rows[0], cells)
-    draw_pca(f"{out}/figures{suffix}/pca.png", screen, rows, cells)
-    print(table(summary, len(rows)))
-    print(f"per condition: {out}/metrics{suffix}.json    figures: {out}/figures{suffix}/")
+    data.save(f"{out}/metrics{suffix}.csv", per_condition(rows).to_csv(index=False).encode())
+    data.save(f"{out}/metrics{suffix}.md", markdown(shown).encode())
+    draw_scores(f"{out}/figures{suffix}", screen, rows, summary, cells)
+    print(text(shown))
+    print(f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    figures: {out}/figures{suffix}/")
     return summary
 
 

@@ -1,4 +1,6 @@
-"""Every figure of evaluate.py and toy_data.py. Colours are Okabe and Ito's, safe for colour-blind readers, or dark to light."""
+"""Every figure of the scripts, and the tables of evaluate.py. Colours are Okabe and Ito's, safe for colour-blind readers, or dark to light."""
+import re
+
 import matplotlib
 import numpy as np
 
@@ -10,7 +12,89 @@ MEASURED, PREDICTED, CONTROLS = "#0072B2", "#D55E00", "#9A9A9A"
 CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 
+# -------------------------------------------------------------------------------------------------------------- tables
+
+THREE = ("all", "DE20", "DE40")
+BLOCKS = [                                                                  # (what is shown, of which scores); the first two are the paper's tables 1 and 2
+    ("raw", [(m, g) for g in THREE for m in ("E-distance", "EMD")]),
+    ("raw", [(m, g) for m in ("activation PCC", "MMD2") for g in THREE]),
+    ("raw", [("Pearson delta", "all"), ("Pearson delta", "DE20"), ("Pearson delta from mean", "all"), ("DE overlap", "DE20"), ("DE overlap", "DE40"),
+             ("discrimination", "all")]),
+    ("gap", [(m, g) for g in THREE for m in ("E-distance", "EMD")]),
+    ("wins", [(m, g) for m in ("E-distance", "EMD") for g in ("all", "DE20")] + [("Pearson delta", "all"), ("discrimination", "all")])]
+TITLES = {"raw": "mean ± standard deviation over {n} conditions",
+          "gap": "gap closed: 0 as far as the control cells, 1 as close as the floor",
+          "wins": "conditions in which the model is better, and the p-value of a two-sided sign test"}
+SHORT = {"E-distance": "E", "MMD2": "MMD²", "activation PCC": "PCC on", "Pearson delta": "r of Δ", "Pearson delta from mean": "r from mean",
+         "discrimination": "discrim."}
+CONVENTION = """Measured cells are halved at random, 5 times; each method is scored against the same half, with as many cells as it holds;
+the floor is the other half. E: root of the unbiased energy distance; EMD: mean Wasserstein-1 over genes; log1p; lower is better.
+PCC on: correlation of the fractions of expressing cells; r of Δ: of mean changes from the controls; r from mean: from the mean of
+the training perturbations; overlap: of the genes that change most; discrim.: rank of the true condition, 0.5 is chance."""
+PAPER = {  # arXiv 2511.13124, Tables 1 and 2, Departures: (E, sd), (EMD, sd), (PCC, sd) of all, DE20, DE40; its own split and cells
+    "Adamson": {"all": ((.5955, .1212), (.0356, .0053), (.9910, .0078)), "DE20": ((.5028, .1942), (.0953, .0487), (.9515, .0685)),
+                "DE40": ((.5243, .2243), (.1013, .0442), (.9493, .0716))},
+    "sci-Plex3": {"all": ((.5478, .1461), (.0254, .0051), (.9652, .0690)), "DE20": ((.2764, .1246), (.0623, .0317), (.9437, .0969)),
+                  "DE40": ((.2827, .1113), (.0565, .0340), (.9520, .0722))}}
+
+
+def grids(summary, rows, paper=None):
+    """The tables that a person reads: [(title, header, lines)], all of text. paper: the data set whose published numbers go below ours."""
+    n, shown = len(rows), dict(summary)
+    if paper:
+        shown[f"paper, {paper}"] = {m: {g: {"mean": v[i][0], "sd": v[i][1], "conditions": n} for g, v in PAPER[paper].items()}
+                                    for i, m in enumerate(("E-distance", "EMD", "activation PCC"))}
+    out = []
+    for kind, columns in BLOCKS:
+        columns = [c for c in columns if any(c[1] in scores.get(c[0], {}) for scores in summary.values())]
+        lines = [[name, *(_cell(kind, scores.get(m, {}).get(g)) for m, g in columns)] for name, scores in shown.items()]
+        out.append((TITLES[kind].format(n=n), ["", *(f"{SHORT.get(m, m)} {g}" for m, g in columns)], [x for x in lines if any(x[1:])]))
+    partial = {name: s["E-distance"]["all"]["conditions"] for name, s in summary.items() if s["E-distance"]["all"]["conditions"] < n}
+    if partial:
+        out[0] = (out[0][0] + "".join(f"; {name}: the {k} that it applies to" for name, k in partial.items()), *out[0][1:])
+    if 1 < n <= 8:
+        header = ["E-distance, all genes", *(r["condition"] for r in rows)]
+        out.append(("each condition", header, [[name, *(f"{r['scores'][name]['E-distance']['all']:.3f}" if name in r["scores"] else "" for r in rows)]
+                                               for name in summary]))
+    return out
+
+
+def _cell(kind, entry):
+    if entry is None:
+        return ""
+    if kind == "raw":
+        return f"{entry['mean']:.3f} ± {entry['sd']:.3f}"
+    if kind == "gap":
+        return f"{entry['gap_closed']:.3f}" if "gap_closed" in entry else ""
+    return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}" if "p" in entry else ""
+
+
+def text(grids):
+    out = [CONVENTION, ""]
+    for title, header, lines in grids:
+        widths = [max(map(len, column)) + 2 for column in zip(header, *lines)]
+        out += [title, *("".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip() for line in (header, *lines)), ""]
+    return "\n".join(out)
+
+
+def markdown(grids):
+    out = [CONVENTION, ""]
+    for title, header, lines in grids:
+        out += [f"**{title}**", "", *("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines)), ""]
+    return "\n".join(out)
+
+
 # -------------------------------------------------------------------------------------------------------------- scores
+
+def draw_scores(folder, screen, rows, summary, predicted):
+    """All figures of a scoring; rows come strongest first."""
+    for row in rows[:6]:
+        draw_violins(f"{folder}/violin_{re.sub(r'[^A-Za-z0-9_.+@-]', '_', row['condition'])[:100]}.png", screen, row, predicted)
+    draw_pca(f"{folder}/pca.png", screen, rows, predicted)
+    draw_activation_map(f"{folder}/activation_map.png", screen, rows, predicted)
+    draw_means(f"{folder}/mean_change.png", screen, rows, predicted)
+    draw_means(f"{folder}/activation.png", screen, rows, predicted, fractions=True)
+    draw_gap(f"{folder}/gap_closed.png", rows, summary)
 
 def draw_violins(path, screen, row, predicted, n=10):
     """Measured and predicted expression of a condition's top DE genes, split violins (the paper's Fig. 4)."""
@@ -32,9 +116,7 @@ def draw_violins(path, screen, row, predicted, n=10):
     axis.set_title(f"{row['condition']}: the {len(columns)} genes that change most; circles: means", loc="left")
     axis.set_xticks(at, [str(g) for g in screen.genes[columns]], rotation=35 if len(columns) > 6 else 0, ha="right")
     axis.set(ylabel="expression (log1p)", ylim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    finish(figure, path)
 
 
 def jittered(values):
@@ -42,29 +124,125 @@ def jittered(values):
     return values if values.std() > 1e-6 else values + np.linspace(0, 1e-2, len(values))
 
 
+def principal_axes(cells):
+    """Centre (N,), two axes (N, 2) and the share of variance along each, of cells (n, N)."""
+    centre = cells.mean(0)
+    axes = np.linalg.svd(cells - centre, full_matrices=False)[2][:2].T
+    return centre, axes, ((cells - centre) @ axes).var(0) / max((cells - centre).var(0).sum(), 1e-12)
+
+
 def draw_pca(path, screen, rows, predicted):
     """Measured (left) and predicted (right) cells in the two principal axes of the measured ones; one cell type."""
     key_of = {"@".join(k): k for k in predicted}
     cell_type = key_of[rows[0]["condition"]][1]
     keys = [k for k in (key_of[r["condition"]] for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
-    groups = [screen.dense(screen.groups[k]) for k in keys]
-    control = screen.dense(screen.controls(cell_type)[:500])
-    everything = np.concatenate([control, *groups])
-    centre = everything.mean(0)
-    axes_ = np.linalg.svd(everything - centre, full_matrices=False)[2][:2].T
-    share = ((everything - centre) @ axes_).var(0) / (everything - centre).var(0).sum()
+    groups, control = [screen.dense(screen.groups[k]) for k in keys], screen.dense(screen.controls(cell_type)[:500])
+    centre, axes, share = principal_axes(np.concatenate([control, *groups]))
     figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
     for panel, title, cells in ((panels[0], "measured", groups), (panels[1], "predicted", [predicted[k].toarray() for k in keys])):
-        panel.scatter(*((control - centre) @ axes_).T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
+        panel.scatter(*((control - centre) @ axes).T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
         for (perturbation, _), x, colour in zip(keys, cells, CONDITIONS):
-            at = (x - centre) @ axes_
+            at = (x - centre) @ axes
             panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
             panel.scatter(*at.mean(0), s=110, marker="X", color=colour, edgecolor="black", linewidth=0.9, zorder=3)
         panel.set(title=title, xlabel=f"PC 1 ({share[0]:.0%} of variance)")
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=f"{cell_type}; crosses: means", loc="outside right center", frameon=False, markerscale=1.8)
+    finish(figure, path)
+
+
+def draw_activation_map(path, screen, rows, predicted):
+    """Which genes are on, of measured and predicted cells in one embedding (the paper's Fig. 5): PCA, and UMAP if umap-learn is installed."""
+    keys = [next(k for k in predicted if "@".join(k) == row["condition"]) for row in rows[:2]]
+    try:
+        import umap
+    except ImportError:
+        umap = None
+    figure, panels = plt.subplots(1 + bool(umap), len(keys), figsize=(4.6 * len(keys) + 0.4, 3.9 * (1 + bool(umap))), layout="constrained", squeeze=False)
+    for key, column in zip(keys, panels.T):
+        cells = [(screen.controls(key[1])[:400], CONTROLS, "control"), (screen.groups[key][:400], MEASURED, "measured")]
+        cells = [(screen.dense(r) > 0, c, label) for r, c, label in cells] + [(predicted[key][:400].toarray() > 0, PREDICTED, "predicted")]
+        on = np.concatenate([d for d, _, _ in cells]).astype(np.float32)
+        centre, axes, share = principal_axes(on[:len(cells[0][0]) + len(cells[1][0])])
+        maps = [((on - centre) @ axes, [f"PC {i + 1} ({s:.0%} of variance)" for i, s in enumerate(share)])]
+        if umap:
+            maps.append((umap.UMAP(random_state=0, n_jobs=1, n_neighbors=min(15, len(on) - 1)).fit_transform(on), ["UMAP 1", "UMAP 2"]))
+        ends = np.cumsum([0, *(len(d) for d, _, _ in cells)])
+        for panel, (at, names) in zip(column, maps):
+            for i, (_, colour, label) in enumerate(cells):
+                panel.scatter(*at[ends[i]:ends[i + 1]].T, s=10, color=colour, alpha=0.3 if label == "control" else 0.55, linewidth=0, label=label)
+            for i, (_, colour, label) in enumerate(cells):
+                panel.scatter(*at[ends[i]:ends[i + 1]].mean(0), s=110, marker="X", color=colour, edgecolor="black", linewidth=0.9, zorder=3)
+            panel.set(xlabel=names[0], ylabel=names[1])
+        column[0].set_title(f"{'@'.join(key)}: genes on or off", loc="left")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="crosses: means", loc="outside right center", frameon=False, markerscale=1.8)
+    finish(figure, path)
+
+
+def draw_means(path, screen, rows, predicted, fractions=False):
+    """Predicted against measured, a point a gene: change of the mean from the controls, or the fraction of cells that express it."""
+    rows = rows[:6]
+    columns = min(3, len(rows))
+    figure, panels = plt.subplots(-(-len(rows) // columns), columns, figsize=(3.3 * columns + 0.3, 3.2 * -(-len(rows) // columns) + 0.3),
+                                  layout="constrained", squeeze=False)
+    for panel, row in zip(panels.flat, rows):
+        key = next(k for k in predicted if "@".join(k) == row["condition"])
+        measured, control, cells = (X.toarray() for X in (screen.X[screen.groups[key]], screen.X[screen.controls(key[1])], predicted[key]))
+        x, y = ((m > 0).mean(0) if fractions else m.mean(0) - control.mean(0) for m in (measured, cells))
+        strongest = np.isin(screen.genes, row["top_genes"])
+        limits = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
+        panel.plot(limits, limits, color="black", linewidth=0.8, linestyle=(0, (2, 2)))
+        panel.scatter(x[~strongest], y[~strongest], s=9, color=CONTROLS, linewidth=0, label="genes")
+        panel.scatter(x[strongest], y[strongest], s=16, color=PREDICTED, linewidth=0, label="the 20 that change most")
+        r = np.corrcoef(x, y)[0, 1] if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
+        panel.set_title(f"{row['condition']}   r = {r:.2f}", loc="left", fontsize=9)
+        for i in [] if fractions else np.argsort(-np.abs(x))[:3]:
+            panel.annotate(screen.genes[i], (x[i], y[i]), xytext=(4, -3), textcoords="offset points", fontsize=7,
+                           ha="left" if x[i] < limits.mean() else "right")
+    for panel in list(panels.flat)[len(rows):]:
+        panel.set_visible(False)
+    what = "fraction of cells expressing" if fractions else "change of mean (log1p)"
+    figure.supxlabel(f"measured {what}", fontsize=10)
+    figure.supylabel(f"predicted {what}", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    finish(figure, path)
+
+
+def draw_gap(path, rows, summary):
+    """Gap closed (E-distance, all genes): each method's, sorted, and in every condition, best predicted on top."""
+    gap = {name: scores["E-distance"]["all"]["gap_closed"] for name, scores in summary.items() if name not in ("control", "floor")}
+    order = sorted(gap, key=gap.get)
+    rows = rows[:40]
+    values = np.array([[(s["control"] - s.get(name, np.nan)) / (s["control"] - s["floor"]) if s["control"] > s["floor"] else np.nan for name in order]
+                       for s in ({m: v["E-distance"]["all"] for m, v in r["scores"].items()} for r in rows)])
+    at = np.argsort(np.nan_to_num(values[:, order.index("model")], nan=-9))
+    figure, panels = plt.subplots(1, 2, figsize=(10, max(3.2, 0.6 + 0.19 * len(rows))), layout="constrained", width_ratios=(1, 1.6))
+    colour = {name: CONDITIONS[i % 6] if name != "model" else PREDICTED for i, name in enumerate(sorted(set(order) - {"model"}))} | {"model": PREDICTED}
+    panels[0].barh(order, [gap[name] for name in order], color=[colour[name] for name in order])
+    for i, name in enumerate(order):
+        panels[0].text(max(gap[name], 0) + 0.02, i, f"{gap[name]:.2f}", va="center", fontsize=9)
+    panels[0].set_title("all conditions", loc="left")
+    panels[1].barh(range(len(rows)), values[at, order.index("model")], color=colour["model"], alpha=0.45, label="model")
+    for name, marker in zip([name for name in order if name != "model"], "osD^vPX"):
+        panels[1].plot(values[at, order.index(name)], range(len(rows)), marker, color=colour[name], markersize=4.5, label=name)
+    panels[1].set_yticks(range(len(rows)), [rows[i]["condition"] for i in at], fontsize=7)
+    panels[1].set_title("each condition", loc="left")
+    low = np.nanmin(values, initial=0)
+    panels[1].set_xlim(max(low, -1.5) - 0.05, max(1.1, np.nanmax(values, initial=1) + 0.05))
+    for panel in panels:
+        panel.axvline(1, color="black", linewidth=0.8, linestyle=(0, (2, 2)))
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlabel("E-distance gap closed (dashed: another half of the real cells)", fontsize=8)
+    panels[0].set_xlim(min(0, *gap.values()) - 0.05, max(1.1, *gap.values()) + 0.1)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+    finish(figure, path)
+
+
+def finish(figure, path):
+    for panel in figure.axes:
+        panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
