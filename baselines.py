@@ -169,10 +169,10 @@ def laot_map(screen, components=20, cells=512, seed=0):
     @lru_cache(maxsize=1)                                                  # conditions come sorted; unseen targets share their source
     def fit(keys):
         rng = np.random.default_rng(seed)
-        ends = np.concatenate([screen.groups[key] for key in keys])
-        share = min(1, cells / len(ends))
-        starts = np.concatenate([rng.choice(screen.controls(t), max(1, int(share * len(screen.groups[p, t])))) for p, t in keys])
-        x0, xT = (screen.dense(rows).astype(np.float64) for rows in (starts, rng.choice(ends, len(starts), replace=False)))
+        ends = rng.permutation(np.concatenate([screen.groups[key] for key in keys]))[:cells]
+        starts = [rng.permutation(screen.controls(t))[np.arange(n) % len(screen.controls(t))]
+                  for t, n in zip(*np.unique(screen.cell_type[ends], return_counts=True))]
+        x0, xT = (screen.dense(rows).astype(np.float64) for rows in (np.concatenate(starts), ends))
         centre, axes = x0.mean(0), np.linalg.svd(x0 - x0.mean(0), full_matrices=False)[2][:min(components, len(x0) // 5)].T
         start, end = (np.column_stack([(x - centre) @ axes, np.ones(len(x))]) for x in (x0, xT))
         W = laot(start, end)[1]

@@ -36,6 +36,8 @@ class Settings:
     # bridges
     sigma: float = option(0.2, "noise scale of the Brownian bridge (paper 0.2)")
     steps: int = option(50, "sampling steps (paper 50)")
+    discrete: bool = option(True, "a bridge of its own for which genes are on; without it one bridge carries the zeros as well")
+    coupled: bool = option(False, "d_theta may look at the levels too, not only at what is on")
     kappa: str = option("linear", "schedule of the discrete bridge", choices=("linear", "quadratic", "cosine"))
     # pairing
     pairing: str = option("exact", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
@@ -203,12 +205,17 @@ def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
     if method == "random":
         plan = a[:, None] * b
     elif method == "exact":
-        plan = torch.as_tensor(ot.emd(a.double().cpu().numpy(), b.double().cpu().numpy(), C.double().cpu().numpy(),
-                                      numItermax=10_000_000)).to(C)
+        plan = torch.as_tensor(ot.emd(*(v.double().cpu().numpy() for v in (a, b, C)), numItermax=10_000_000)).to(C)
     else:
         plan = ot.bregman.sinkhorn_log(a, b, C, reg=epsilon, numItermax=iterations, stopThr=tolerance / max(n, m), warn=False)
     error = max((plan.sum(1) * n - 1).abs().max().item(), (plan.sum(0) * m - 1).abs().max().item())
     return plan, error
+
+
+def plan_information(plan):
+    """How far a plan (n, m) is from uniform: its mutual information over log min(n, m), 0 for independent pairs and 1 for one-to-one."""
+    n, m = plan.shape
+    return (torch.special.xlogy(plan, plan * n * m).sum() / math.log(min(n, m))).item() if min(n, m) > 1 else 1.0
 
 
 def draw_partners(plan, generator=None):
@@ -222,11 +229,11 @@ def draw_partners(plan, generator=None):
 
 
 def pair(xT, x0, settings, generator=None):
-    """Partner in x0 (m, N) of each cell of xT (n, N), as the settings say: indices (n,) and the plan's marginal error."""
+    """Partner in x0 (m, N) of each cell of xT (n, N), as the settings say: indices (n,), the plan's marginal error and its information."""
     C = transport_cost(xT, x0, settings.cost)
     epsilon = regularisation(C, settings.cost, settings.epsilon, settings.sigma) if settings.pairing == "entropic" else None
     plan, error = coupling(C, settings.pairing, epsilon)
-    return draw_partners(plan, generator), error
+    return draw_partners(plan, generator), error, plan_information(plan)
 
 
 # ======================================================================================== 5  gene-regulatory network
@@ -242,8 +249,7 @@ def propagate(W, sources, hops=3):
     Each node passes on the mean of its incoming messages (weighted by |W|), and the held node's own level does not move.
     """
     W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
-    held = F.one_hot(sources, len(W)).to(W)
-    signal = held
+    signal = held = F.one_hot(sources, len(W)).to(W)
     for _ in range(hops):
         signal = torch.where(held == 1, held, signal @ W.T)
     return signal
@@ -397,8 +403,7 @@ class PerturbationEncoder(nn.Module):
         effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
         cell_type = torch.tensor([k for _, k in conditions], device=device)
-        gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type],
-                            model.level_scale.expand(C, -1)], -1)                                  # (C, N, 3)
+        gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type], model.level_scale.expand(C, -1)], -1)     # (C, N, 3)
         e = effect.permute(1, 2, 0)
         gain = self.gain(torch.cat([gene, e, e.abs().sqrt()], -1)).unflatten(-1, (2, -1))          # (C, N, 2, channels)
         shift = (gain * e[:, :, None]).sum(-1) + self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)
@@ -447,7 +452,7 @@ class Departures(nn.Module):
         self.register_buffer("level_scale", torch.ones(N))                  # standard deviation of the level if expressed
         self.encoder = PerturbationEncoder(settings, N, len(targets), K, channels, kind == "drug", structure)
         self.x_trunk = Trunk(settings, 2 * N if settings.if_expressed else N, N, K)
-        self.d_trunk = Trunk(settings, N, N, K)
+        self.d_trunk = Trunk(settings, 2 * N if settings.coupled else N, N, K)
         self.log_scale = nn.Parameter(torch.zeros(2, N))                    # skip gate: scales of x_0 and x_T, and their
         self.correlation = nn.Parameter(torch.full((N,), 0.2))              # correlation (as atanh)
         self.start_given_end = nn.Parameter(torch.tensor([[-0.1], [0.3]]).repeat(1, N))     # log odds of d_0 given d_T
@@ -455,8 +460,7 @@ class Departures(nn.Module):
     def knock_down(self, target, cell_type):
         """Change of each target's level (R,) when silenced in its cell type (R,): minus its mean, in sd; -1 if not measured."""
         gene = self.target_gene[target]
-        fall = -self.control_mean[cell_type, gene] / self.gene_scale[gene]
-        return torch.where(gene >= 0, fall, -1.0)
+        return torch.where(gene >= 0, -self.control_mean[cell_type, gene] / self.gene_scale[gene], -1.0)
 
     def gate(self, t):
         """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
@@ -491,10 +495,12 @@ class Departures(nn.Module):
             residual = residual + self.gate(t) * (x - (1 - t) * start - t * end)
         return end + residual
 
-    def predict_logit(self, t, d, cell_type, label, condition):
-        """d_theta: log odds (B, N) that each gene is on at T, given d_t."""
-        logit = torch.logit(self.control_fraction[cell_type]) + condition.logit
-        logit = logit + self.d_trunk(2 * d - 1, t, label, condition.z)
+    def predict_logit(self, t, x, d, cell_type, label, condition):
+        """d_theta: log odds (B, N) that each gene is on at T, given d_t (and, if coupled, x_t where it is on)."""
+        logit, state = torch.logit(self.control_fraction[cell_type]) + condition.logit, 2 * d - 1
+        if self.settings.coupled:
+            state = torch.cat([state, d * (x - self.control_level[cell_type]) / self.level_scale], 1)
+        logit = logit + self.d_trunk(state, t, label, condition.z)
         return logit + self.evidence(t, d, cell_type) if self.settings.skip_gate else logit
 
     def label(self, cell_type, generator=None):
@@ -564,18 +570,18 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
     cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
     label = model.label(cell_type, generator)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
-    logit = model.predict_logit(t, dt, cell_type, label, condition)
-    return endpoint_loss(xT, level, dT), activation_loss(dT, logit)
+    logit = model.predict_logit(t, xt, dt, cell_type, label, condition)
+    return endpoint_loss(xT, level, dT if settings.discrete else torch.ones_like(dT)), settings.discrete * activation_loss(dT, logit)
 
 
 # ======================================================================================================== 8  sampler
 
 @torch.no_grad()
-def sample(model, x0, condition, values=None, generator=None, steps=None):
+def sample(model, x0, condition, values=None, generator=None, steps=None, trace=None):
     """Predicted cells from control cells x0 (B, N) of the condition's type: Eq. 16 to 18.
 
     Returns (B, N) predicted expression x_T * d_T, and x_T itself, the level if expressed; both >= 0, as the released code's.
-    values: the controls' if-expressed values, one population per cell type of the model.
+    values: the controls' if-expressed values, one population per cell type of the model. trace: a list that every (x_t, d_t) is added to.
     """
     settings, steps = model.settings, steps or model.settings.steps
     model.eval()
@@ -592,8 +598,10 @@ def sample(model, x0, condition, values=None, generator=None, steps=None):
         t, h = i / steps, 1 / steps
         time = x.new_full((B, 1), t)
         end = model.predict_level(time, x, d, cell_type, label, encoded)
-        p_on = torch.sigmoid(model.predict_logit(time, d, cell_type, label, encoded))
+        p_on = torch.sigmoid(model.predict_logit(time, x, d, cell_type, label, encoded))
         x = step(x, end, t, h, settings.sigma, generator)
         d = ctmc_step(d, p_on, t, h, settings.kappa, generator)
+        if trace is not None:
+            trace.append((x, d))
     level = x.clamp_min(0)
-    return level * d, level
+    return level * d if settings.discrete else level, level

@@ -6,7 +6,8 @@
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad, metrics.json, figures/.
 In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the transport plans,
-unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; seconds is the epoch's time.
+unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information their mean distance
+from uniform, 0 to 1; seconds is the epoch's time.
 """
 import argparse
 import itertools
@@ -33,7 +34,7 @@ from departures import (ActiveValues, Departures, Settings, coexpression_network
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 
-LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "seconds")
+LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
 
 
 # ------------------------------------------------------------------------------------------------ from screen to model
@@ -166,12 +167,12 @@ def edge_effects(model, edges):
 # ------------------------------------------------------------------------------------------------------------ training
 
 def draw_pairs(screen, groups, settings, generator, device):
-    """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error of every plan.
+    """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error and the information of every plan (plans, 2).
 
     Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half
     paired with the other (null pairs, an improvement on the paper: they make "no perturbation" the origin of every effect).
     """
-    sources, ends, which, errors = [], [], [], []
+    sources, ends, which, plans = [], [], [], []
     for g, (p, t) in enumerate(groups):
         rows = screen.groups[p, t]
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
@@ -183,12 +184,12 @@ def draw_pairs(screen, groups, settings, generator, device):
         for batch in np.array_split(rows, math.ceil(len(rows) / settings.pairing_batch)):
             take = torch.randperm(max(len(pool), len(batch)), generator=generator).numpy()[:len(batch)] % len(pool)
             xT, x0 = (torch.from_numpy(screen.dense(r)).to(device) for r in (batch, pool[take]))
-            partner, error = pair(xT, x0, settings, generator_for(device, generator))
+            partner, *about = pair(xT, x0, settings, generator_for(device, generator))
             sources.append(pool[take][partner.cpu().numpy()])
             ends.append(batch)
             which.append(np.full(len(batch), g))
-            errors.append(error)
-    return np.concatenate(sources), np.concatenate(ends), np.concatenate(which), np.array(errors)
+            plans.append(about)
+    return np.concatenate(sources), np.concatenate(ends), np.concatenate(which), np.array(plans)
 
 
 def generator_for(device, generator):
@@ -218,7 +219,7 @@ def train(model, screen, settings, out, state, device, save):
             started = time.time()
             cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
             generator = generator_for(device, cpu)
-            sources, ends, which, errors = draw_pairs(screen, groups, settings, cpu, device)
+            sources, ends, which, plans = draw_pairs(screen, groups, settings, cpu, device)
             losses = torch.zeros(2, device=device)
             model.train()
             order = torch.randperm(len(ends), generator=cpu).numpy()
@@ -239,8 +240,8 @@ def train(model, screen, settings, out, state, device, save):
             if not torch.isfinite(losses).all():
                 raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
             state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
-            state["log"].append([epoch + 1, *losses.tolist(), len(errors), int((~(errors <= 0.01)).sum()), float(errors.max()),
-                                 time.time() - started])
+            state["log"].append([epoch + 1, *losses.tolist(), len(plans), int((~(plans[:, 0] <= 0.01)).sum()), *plans.max(0)[:1].tolist(),
+                                 float(plans[:, 1].mean()), time.time() - started])
             progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
             save(state)
             write_log(out, state["log"])

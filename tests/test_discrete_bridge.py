@@ -288,7 +288,7 @@ def test_learned_chain_returns_the_joint_law_of_three_correlated_genes_and_its_i
         time = torch.full((m, 1), i / steps)
         with torch.no_grad():
             encoded = type(model.encoder([condition], model))(*(part.expand(m, -1) for part in model.encoder([condition], model)))
-            logit = model.predict_logit(time, d, torch.zeros(m, dtype=torch.long), torch.zeros(m, dtype=torch.long), encoded)
+            logit = model.predict_logit(time, d, d, torch.zeros(m, dtype=torch.long), torch.zeros(m, dtype=torch.long), encoded)
         d = ctmc_step(d, torch.sigmoid(logit), i / steps, 1 / steps, "linear", g)
     for gene, (start, end) in enumerate(zip((0.2, 0.5, 0.7), on)):
         within_5_sigma(d[:, gene], 0.5 * start + 0.5 * end, slack=0.01)

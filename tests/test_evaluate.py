@@ -8,8 +8,10 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 import data
-from baselines import linear_knockout, shifted
-from evaluate import activation_pcc, e_distance, emd, gap_closed, read_predicted, score_condition, welch_t
+import evaluate
+import figures
+from evaluate import (activation_pcc, de_overlap, discrimination, e_distance, emd, gamma_by_median, gap_closed, mmd2, pearson_delta,
+                      read_predicted, score, score_condition, summarise, wasserstein, welch_t)
 from toy_data import simulate_screen
 
 rng = np.random.default_rng(0)
@@ -48,9 +50,80 @@ def test_nan_cells_do_not_score_as_perfect():
 
 def test_metrics_do_not_depend_on_the_order_of_cells_and_vanish_on_equal_ones():
     x, y = rng.exponential(size=(40, 5)), rng.exponential(size=(40, 5))
-    for f in (e_distance, emd):
+    for f in (e_distance, emd, lambda a, b: mmd2(a, b, 0.3)):
         assert f(x, y) == pytest.approx(f(x[::-1], y[rng.permutation(40)])) == pytest.approx(f(y, x))
-        assert f(x, x[::-1]) == pytest.approx(0, abs=1e-7) and f(x, y + 1) > 0.5
+        assert f(x, x[::-1]) == pytest.approx(0, abs=1e-7) or f(x, x[::-1]) < 0           # unbiased MMD is below 0 there
+        assert f(x, y + 1) > f(x, y + 0.5) > max(f(x, y), 0.05)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 50), st.integers(0, 99))
+def test_distances_in_blocks_equal_a_double_loop(n, m, block, seed):
+    """However many rows are taken at a time; the unbiased means leave each cell's distance to itself out."""
+    g = np.random.default_rng(seed)
+    x, y = g.normal(size=(n, 3)), g.normal(0.5, 1, size=(m, 3))
+    kernels = {"distance": lambda u, v: np.sqrt(((u - v) ** 2).sum()), "gauss": lambda u, v: np.exp(-0.7 * ((u - v) ** 2).sum())}
+    mean = {name: [np.mean([k(u, v) for u in x for v in y]),
+                   *(np.mean([k(a[i], a[j]) for i in range(len(a)) for j in range(len(a)) if i != j]) for a in (x, y))]
+            for name, k in kernels.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "BLOCK", block)
+        between, *within = mean["distance"]
+        assert e_distance(x, y, squared=True) == pytest.approx(max(0, 2 * between - sum(within)), abs=1e-6)
+        between, *within = mean["gauss"]
+        assert mmd2(x, y, 0.7) == pytest.approx(sum(within) - 2 * between)
+
+
+def test_distances_of_normals_are_the_closed_forms():
+    """N(0, 1) and N(1, 1): W1 = 1; E|X - Y| of a normal difference; the Gaussian kernel's mean is a Gaussian of variance 2 + 1/(2 gamma).
+    Within 5 standard errors over 40 samples of 500."""
+    x, y = rng.normal(size=(40, 500, 1)), rng.normal(1, 1, size=(40, 500, 1))
+    folded = 2 / np.sqrt(np.pi) * np.exp(-0.25) + 1 - 2 * stats.norm.cdf(-1 / np.sqrt(2))      # mean of |N(1, 2)|
+    kernel = lambda shift: np.sqrt(1 / (1 + 4 * 0.4)) * np.exp(-0.4 * shift ** 2 / (1 + 4 * 0.4))             # noqa: E731
+    for f, expected in ((lambda a, b: e_distance(a, b, squared=True), 2 * folded - 4 / np.sqrt(np.pi)),
+                        (lambda a, b: mmd2(a, b, 0.4), 2 * kernel(0) - 2 * kernel(1)), (lambda a, b: (a.mean() < b.mean()) and emd(a, b), 1.0)):
+        found = np.array([f(a, b) for a, b in zip(x, y)])
+        assert abs(found.mean() - expected) < 5 * found.std() / np.sqrt(40) + 2e-3
+
+
+def test_mmd_is_unbiased_and_its_width_is_the_median_of_the_cells_given():
+    x = rng.normal(size=(300, 10, 4))
+    found = np.array([mmd2(a[:5], a[5:], 0.2) for a in x])
+    assert abs(found.mean()) < 5 * found.std() / np.sqrt(300)
+    assert gamma_by_median(x[0]) == pytest.approx(1 / np.median(cdist(x[0], x[0], "sqeuclidean")[np.triu_indices(10, 1)]))
+    assert gamma_by_median(np.zeros((3, 2))) == 1
+
+
+def test_wasserstein_is_of_every_gene_and_does_not_change_its_input():
+    x, y = rng.exponential(size=(11, 6)).astype(np.float32), rng.exponential(size=(7, 6)).astype(np.float32)
+    before = x.copy()
+    assert np.allclose(wasserstein(x, y), [stats.wasserstein_distance(a, b) for a, b in zip(x.T, y.T)], atol=1e-6)
+    assert np.array_equal(before, x)
+
+
+def test_pearson_delta_correlates_changes_from_the_reference():
+    x, y, reference = rng.normal(size=(20, 30)), rng.normal(size=(25, 30)), rng.normal(size=30)
+    expected = stats.pearsonr(x.mean(0) - reference, y.mean(0) - reference).statistic
+    assert pearson_delta(x, y, reference) == pytest.approx(expected)
+    assert np.isnan(pearson_delta(x, y, x.mean(0)))                        # a prediction of no change has no direction
+
+
+def test_de_overlap_counts_shared_top_genes():
+    controls, up = rng.normal(size=(200, 40)), lambda genes: rng.normal(size=(60, 40)) + 3 * np.isin(np.arange(40), genes)      # noqa: E731
+    assert de_overlap(up(range(10)), up(range(10)), controls, 10) == 1
+    assert de_overlap(up(range(10)), up(range(6, 16)), controls, 10) == 0.4
+    assert de_overlap(up(range(3)), up(range(3)), controls, 50) == 1       # of 40 genes there are
+
+
+def test_discrimination_is_the_rank_of_the_true_condition_among_all():
+    others, x, y = rng.normal(size=(9, 5)), rng.normal(size=(6, 5)), rng.normal(size=(6, 5))
+    distances = [np.abs(o - x.mean(0)).sum() for o in others]
+    nearer = sum(d < np.abs(y.mean(0) - x.mean(0)).sum() for d in distances)
+    assert discrimination(x, y, others) == pytest.approx(1 - nearer / 9)
+    assert discrimination(y, y, others) == 1 and np.isnan(discrimination(x, y, ()))
+    assert discrimination(x, y, np.tile(y.mean(0), (4, 1))) == 0.5         # all alike: chance
+    far = others + 100
+    assert discrimination(far[:3], y, far) == 0
 
 
 def test_activation_pcc_correlates_the_fractions_of_expressing_cells():
@@ -71,13 +144,6 @@ def test_welch_t_equals_the_textbook_formula():
     assert np.allclose(welch_t(x, y), [*by_hand, 0])
 
 
-def test_shifted_controls_keep_their_zeros_and_reach_the_mean():
-    x0 = np.abs(rng.normal(3, 0.5, size=(200, 4))) * (rng.random((200, 4)) < 0.7)
-    moved = shifted(x0, np.array([0.5, -0.5, 0.0, -99.0]))
-    assert ((moved > 0) <= (x0 > 0)).all() and np.allclose((moved - x0).mean(0)[:3], [0.5, -0.5, 0], atol=1e-5)
-    assert not moved[:, 3].any()
-
-
 def test_predicted_genes_are_matched_by_name_whatever_their_order(tmp_path):
     """A file whose columns are shuffled is the same prediction."""
     simulate_screen(30, 3, 300, seed=0).write_h5ad(tmp_path / "truth.h5ad")
@@ -90,35 +156,84 @@ def test_predicted_genes_are_matched_by_name_whatever_their_order(tmp_path):
     assert len(read) == 6 and all(np.array_equal(x.toarray(), screen.dense(screen.groups[key])) for key, x in read.items())
 
 
-def test_linear_knockout_is_ridge_regression_on_the_covariance(tmp_path):
-    """B = S_P (S_PP + 0.1 I)^-1, S per cell and around each cell type's mean; the target falls from its mean to zero."""
-    simulate_screen(30, 3, 900, seed=0).write_h5ad(tmp_path / "s.h5ad")
-    screen = data.prepare(str(tmp_path / "s.h5ad"), fraction=0)
-    names = sorted({p for p, _ in screen.groups if p != "control"})
-    x = {t: screen.dense(screen.controls(t)).astype(float) for t in screen.cell_types}
-    S = np.cov(np.concatenate([c - c.mean(0) for c in x.values()]).T, bias=True)
-    P = [list(screen.genes).index(g) for g in names]
-    fitted = ridge_regression(S, P)
-    moved = linear_knockout(screen)(names[0], "typeA", x["typeA"])
-    shift = -x["typeA"][:, P[0]].mean() * fitted[:, 0]
-    assert np.allclose(moved, shifted(x["typeA"], shift), atol=1e-4) and np.abs(shift).max() > 0.1
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("screen") / "s.h5ad")
+    simulate_screen(60, 12, 2400, seed=3).write_h5ad(path)
+    return data.prepare(path, fraction=0.4)
 
 
-def ridge_regression(S, P, penalty=0.1):
-    """The minimiser of E|x - B x_P|^2 + penalty |B|^2 by least squares on the square root of S, with the penalty as extra rows."""
-    values, vectors = np.linalg.eigh(S)
-    root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T             # root' root = S
-    rows = np.concatenate([root[:, P], np.sqrt(penalty) * np.eye(len(P))])
-    return np.linalg.lstsq(rows, np.concatenate([root, np.zeros((len(P), len(S)))]), rcond=None)[0].T
+def test_the_table_ranks_bad_predictions_below_the_baselines(screen):
+    """The condition's own cells come out on top; controls under another label, cells of another condition, the repeated mean and shuffled
+    genes below the best baseline by every distance."""
+    g, keys = np.random.default_rng(0), sorted(screen.held_out)
+    others = dict(zip(keys, keys[3:] + keys[:3]))
+    pick = lambda rows, n: screen.X[g.choice(rows, n)]                     # noqa: E731
+    bad = {"twin": {k: screen.X[screen.groups[k]] for k in keys},
+           "controls": {k: pick(screen.controls(k[1]), 80) for k in keys},
+           "other condition": {k: pick(screen.groups[others[k]], 80) for k in keys},
+           "mean": {k: type(screen.X)(np.tile(screen.dense(screen.groups[k]).mean(0), (80, 1))) for k in keys},
+           "shuffled": {k: screen.X[screen.groups[k]][:, g.permutation(60)] for k in keys}}
+    summary = {name: summarise(score(screen, predicted)) for name, predicted in bad.items()}
+    for metric in ("E-distance", "EMD", "MMD2"):
+        gap = {name: s["model"][metric]["all"]["gap_closed"] for name, s in summary.items()}
+        best = max(v[metric]["all"]["gap_closed"] for name, v in summary["twin"].items() if name not in ("model", "floor"))
+        assert max(gap[name] for name in bad if name != "twin") < best < 0.9 < gap["twin"], (metric, gap, best)
+    assert summary["twin"]["model"]["discrimination"]["all"]["mean"] > 0.95 > 0.6 > summary["controls"]["model"]["discrimination"]["all"]["mean"]
+    assert summary["twin"]["linear knock-out"]["E-distance"]["all"]["beaten_in"] == len(keys)
+    assert summary["shuffled"]["control"]["E-distance"]["all"]["beaten_in"] == 0
+
+
+def row(control, model, floor=0.1, **more):
+    sets = lambda v: {"E-distance": {"all": v}, "discrimination": {"all": 1 - v}}                             # noqa: E731
+    return {"condition": "A@x", "cells": 9, "top_genes": [], "scores": {name: sets(v) for name, v in
+            {"control": control, "model": model, "floor": floor, **more}.items()}}
+
+
+def test_the_summary_weighs_the_gap_and_tests_the_signs():
+    rows = [row(1.0, 0.4), row(0.8, 0.3), row(0.6, 0.7), row(0.5, 0.2, additive=0.1), row(0.2, 0.2)]
+    summary = summarise(rows)
+    energy = summary["model"]["E-distance"]["all"]
+    assert energy["gap_closed"] == pytest.approx(1 - (np.mean([0.4, 0.3, 0.7, 0.2, 0.2]) - 0.1) / (np.mean([1, 0.8, 0.6, 0.5, 0.2]) - 0.1))
+    assert energy["sd"] == pytest.approx(np.std([0.4, 0.3, 0.7, 0.2, 0.2])) and "p" not in energy
+    control = summary["control"]["E-distance"]["all"]
+    assert control["beaten_in"] == 3 and control["p"] == pytest.approx(stats.binomtest(3, 4).pvalue)          # a tie takes no side
+    assert summary["control"]["discrimination"]["all"]["beaten_in"] == 3   # where more is better
+    alone = summary["additive"]["E-distance"]["all"]
+    assert alone["conditions"] == 1 and alone["beaten_in"] == 0 and alone["gap_closed"] == pytest.approx(1)
+
+
+def test_text_and_markdown_show_the_same_numbers_and_leave_blank_what_does_not_apply():
+    rows = [row(1.0, 0.4), row(0.8, 0.3, additive=0.25)]
+    shown = figures.grids(summarise(rows), rows, "Adamson")
+    written, marked = figures.text(shown), figures.markdown(shown)
+    for value in ("0.900 ± 0.100", "0.350 ± 0.050", "0.250 ± 0.000", "additive: the 1 that it applies to", "0.596 ± 0.121", "paper, Adamson", "2/2, 0.5"):
+        assert value in written and value in marked
+    each = next(lines for title, _, lines in shown if title == "each condition")
+    assert ["additive", "", "0.250"] in each
+    assert "paper" not in figures.text(figures.grids(summarise(rows), rows))
+    assert all(len(line) == len(header) for _, header, lines in shown for line in lines)
+
+
+def test_the_papers_data_sets_are_recognised_by_what_they_hold(screen):
+    def with_targets(kind, names, types):
+        groups = {(p, t): [0] for p in (*names, "control") for t in types}
+        return type("Screen", (), {"kind": kind, "groups": groups, "cell_types": list(types)})
+    assert evaluate.paper_of(with_targets("gene", ["TMEM167A", "HSD17B12", "CREB1", "XBP1"], ["K562(?)"])) == "Adamson"
+    assert evaluate.paper_of(with_targets("gene", ["TMEM167A", "HSD17B12", "CREB1"], ["RPE1"])) is None
+    assert evaluate.paper_of(with_targets("drug", [f"d{i}:0.1" for i in range(188)], ["A549", "K562", "MCF7"])) == "sci-Plex3"
+    assert evaluate.paper_of(with_targets("drug", [f"d{i}:0.1" for i in range(20)], ["A549", "K562", "MCF7"])) is None
+    assert evaluate.paper_of(screen) is None
 
 
 def test_bad_predictions_rank_below_the_controls_and_real_cells_on_top():
     """Other cells of the condition close the gap; another condition's cells, the repeated mean and shuffled genes do not."""
+    rng, effect = np.random.default_rng(0), np.r_[np.full(6, 2.0), np.zeros(24)]
+
     def cells(n, effect):
         level = np.maximum(rng.normal(2, 0.6, size=(n, 30)) + effect, 0.1)
         return level * (rng.random((n, 30)) < 0.6)
 
-    effect = np.r_[np.full(6, 1.2), np.zeros(24)]
     measured, controls = cells(120, effect), cells(200, 0)
     methods = {"control": controls, "twin": cells(120, effect), "opposite": cells(120, -effect),
                "mean": np.tile(measured.mean(0), (60, 1)), "shuffled": measured[:, rng.permutation(30)], "absent": None}

@@ -108,7 +108,7 @@ def test_loss_is_of_the_networks_answers_to_what_the_bridges_show(monkeypatch):
     model = model_for()
     for shift in (0.0, 0.5):
         monkeypatch.setattr(model, "predict_level", lambda t, x, d, *rest: xT + shift)
-        monkeypatch.setattr(model, "predict_logit", lambda t, d, *rest: 100 * (2 * (xT != 0).float() - 1) * (1 - 2 * shift))
+        monkeypatch.setattr(model, "predict_logit", lambda t, x, d, *rest: 100 * (2 * (xT != 0).float() - 1) * (1 - 2 * shift))
         level, activation = losses(model, x0, xT, values)
         has_any = (xT != 0).any(1).float().mean().item()
         assert level.item() == pytest.approx(shift ** 2 * has_any, abs=1e-6)
@@ -177,7 +177,7 @@ def oracle(model, monkeypatch, end, p_on):
     seen = {"level": [], "logit": []}
     B = len(end)
     monkeypatch.setattr(model, "predict_level", lambda t, x, d, *rest: (seen["level"].append((t[0].item(), x)), end)[1])
-    monkeypatch.setattr(model, "predict_logit", lambda t, d, *rest: (seen["logit"].append((t[0].item(), d)),
+    monkeypatch.setattr(model, "predict_logit", lambda t, x, d, *rest: (seen["logit"].append((t[0].item(), d)),
                                                                        torch.logit(torch.as_tensor(p_on)).expand(B, N))[1])
     return seen
 

@@ -33,10 +33,10 @@ def test_untrained_predictors_are_the_one_gene_answers():
     assert torch.allclose(model.predict_level(t, x, d, k, k, condition) - end, model.gate(t) * (x - mean), atol=1e-5)
     assert torch.allclose(model.predict_level(torch.ones(4, 1), x, d, k, k, condition), x, atol=1e-5)
     expected = torch.logit(model.control_fraction[1]) + condition.logit + model.evidence(t, d, k)
-    assert condition.logit.abs().max() > 0.1 and torch.allclose(model.predict_logit(t, d, k, k, condition), expected, atol=1e-5)
+    assert condition.logit.abs().max() > 0.1 and torch.allclose(model.predict_logit(t, x, d, k, k, condition), expected, atol=1e-5)
     plain = model_for(Settings(skip_gate=False))
     assert torch.allclose(plain.predict_level(t, x, d, k, k, condition), plain.control_level[1] + condition.level, atol=1e-5)
-    assert torch.allclose(plain.predict_logit(t, d, k, k, condition), torch.logit(plain.control_fraction[1]) + condition.logit, atol=1e-5)
+    assert torch.allclose(plain.predict_logit(t, x, d, k, k, condition), torch.logit(plain.control_fraction[1]) + condition.logit, atol=1e-5)
 
 
 def test_knock_down_takes_a_target_from_its_mean_to_zero_in_standard_deviations():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 import data
-from departures import Settings, coupling, draw_partners, pair, regularisation, transport_cost
+from departures import Settings, coupling, draw_partners, pair, plan_information, regularisation, transport_cost
 from toy_data import against_truth, gene_spaces, minibatch_covariance, simulate_screen
 from train import draw_pairs
 
@@ -55,7 +55,7 @@ def test_exact_plan_is_the_cheapest_assignment(n, seed, cost):
 def test_exact_pairing_in_one_dimension_sorts(n, seed):
     """Fact 12: the k-th smallest goes to the k-th smallest, whatever the order of the rows."""
     x, y = clouds(n, n, d=1, seed=seed)
-    partner, _ = pair(x, y, Settings(), torch.Generator().manual_seed(seed))
+    partner, *_ = pair(x, y, Settings(), torch.Generator().manual_seed(seed))
     assert torch.equal(y[partner][x.squeeze(1).argsort()], y.sort(0).values)
 
 
@@ -143,7 +143,7 @@ def test_pairing_recovers_a_small_displacement_and_random_pairing_does_not():
     moved = x + 0.1
     right = {}
     for method in ("exact", "entropic", "random"):
-        partner, _ = pair(moved, x[order], Settings(pairing=method, epsilon="0.01"), torch.Generator().manual_seed(2))
+        partner, *_ = pair(moved, x[order], Settings(pairing=method, epsilon="0.01"), torch.Generator().manual_seed(2))
         right[method] = (order[partner] == torch.arange(60)).double().mean().item()
     assert right["exact"] == 1 and right["entropic"] > 0.95 and right["random"] < 0.2
 
@@ -168,6 +168,16 @@ def test_gene_spaces_are_the_genes_their_leading_axes_and_the_highest():
     assert np.allclose(np.cov(spaces["20 PCs"].numpy().T), np.diag(leading), atol=1e-2)
 
 
+def test_plan_information_is_0_for_independent_pairs_and_1_for_an_assignment():
+    """In between it is the mutual information by hand, over log n; a plan of unequal sides is measured by the shorter."""
+    assert abs(plan_information(torch.full((5, 7), 1 / 35))) < 1e-6
+    assert plan_information(torch.eye(6)[torch.randperm(6)] / 6) == pytest.approx(1, abs=1e-6)
+    P = torch.tensor([[0.4, 0.1], [0.1, 0.4]])
+    assert plan_information(P) == pytest.approx((2 * 0.4 * math.log(1.6) + 2 * 0.1 * math.log(0.4)) / math.log(2), abs=1e-6)
+    assert plan_information(torch.eye(3).repeat_interleave(2, 0) / 6) == pytest.approx(1, abs=1e-6)
+    assert plan_information(torch.ones(1, 4) / 4) == 1
+
+
 def test_training_pairs_every_perturbed_cell_once_with_a_near_control_of_its_type(tmp_path):
     """And halves the controls for null pairs: no cell is on both sides. Each epoch's generator draws other pairs."""
     simulate_screen(30, 3, 600, seed=0).write_h5ad(tmp_path / "s.h5ad")
@@ -175,14 +185,15 @@ def test_training_pairs_every_perturbed_cell_once_with_a_near_control_of_its_typ
     groups = list(screen.training_groups())
     drawn = lambda seed, **options: draw_pairs(screen, groups, Settings(pairing_batch=40, **options),  # noqa: E731
                                                torch.Generator().manual_seed(seed), "cpu")
-    sources, ends, which, errors = drawn(0)
+    sources, ends, which, plans = drawn(0)
     perturbed = screen.perturbation[ends] != "control"
-    assert np.array_equal(np.sort(ends[perturbed]), np.flatnonzero(screen.perturbation != "control")) and errors.max() < 1e-6
+    assert np.array_equal(np.sort(ends[perturbed]), np.flatnonzero(screen.perturbation != "control")) and plans[:, 0].max() < 1e-6 < 0.99 < plans[:, 1].min()
     assert (screen.perturbation[sources] == "control").all() and (screen.cell_type[sources] == screen.cell_type[ends]).all()
     assert [groups[g] for g in which] == list(zip(screen.perturbation[ends], screen.cell_type[ends]))
     assert not set(sources[~perturbed]) & set(ends[~perturbed]) and (~perturbed).sum() > 50
     x, y = screen.dense(sources), screen.dense(ends)
     random = screen.dense(drawn(0, pairing="random")[0])
+    assert np.allclose(drawn(0, pairing="random")[3][:, 1], 0, atol=1e-5)
     assert ((x - y) ** 2).sum() < 0.9 * ((random - screen.dense(drawn(0, pairing="random")[1])) ** 2).sum()
     assert not np.array_equal(drawn(1)[0], sources) and np.array_equal(drawn(0)[0], sources)
     assert (screen.perturbation[drawn(0, null_pairs=False)[1]] != "control").all()
