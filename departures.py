@@ -581,7 +581,7 @@ def sample(model, x0, condition, values=None, generator=None, steps=None, trace=
     """Predicted cells from control cells x0 (B, N) of the condition's type: Eq. 16 to 18.
 
     Returns (B, N) predicted expression x_T * d_T, and x_T itself, the level if expressed; both >= 0, as the released code's.
-    values: the controls' if-expressed values, one population per cell type of the model. trace: a list that every (x_t, d_t) is added to.
+    values: the controls' if-expressed values, one population per cell type of the model. trace: a list that gets each step's (x_t, d_t).
     """
     settings, steps = model.settings, steps or model.settings.steps
     model.eval()
@@ -596,12 +596,12 @@ def sample(model, x0, condition, values=None, generator=None, steps=None, trace=
     step = exact_bridge_step if settings.exact_step else euler_maruyama_step
     for i in range(steps):
         t, h = i / steps, 1 / steps
+        if trace is not None:
+            trace.append((x, d))
         time = x.new_full((B, 1), t)
         end = model.predict_level(time, x, d, cell_type, label, encoded)
         p_on = torch.sigmoid(model.predict_logit(time, x, d, cell_type, label, encoded))
         x = step(x, end, t, h, settings.sigma, generator)
         d = ctmc_step(d, p_on, t, h, settings.kappa, generator)
-        if trace is not None:
-            trace.append((x, d))
     level = x.clamp_min(0)
     return level * d if settings.discrete else level, level

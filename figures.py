@@ -240,6 +240,40 @@ def draw_gap(path, rows, summary):
     finish(figure, path)
 
 
+def draw_paths(path, x, d, genes, condition):
+    """Sample paths of three genes, (steps + 1, cells, 3): the Brownian bridge of the level if expressed, and the chain that switches it."""
+    time = np.linspace(0, 1, len(x))
+    figure, panels = plt.subplots(2, 3, figsize=(10, 5.6), sharex=True, layout="constrained", height_ratios=(1.2, 1))
+    for i, (top, bottom) in enumerate(panels.T):
+        ends_on = d[-1, :, i] > 0
+        for on, colour in ((False, CONTROLS), (True, PREDICTED)):
+            lines = x[:, ends_on == on, i]
+            top.plot(time, lines[:, :25], color=colour, linewidth=0.7, alpha=0.6)
+            top.plot([], [], color=colour, label="cells in which it ends on" if on else "off: the level is not looked at")
+        top.plot(time, x[:, :, i].mean(1), color="black", linewidth=2, label="mean of the level if expressed")
+        top.set_title(genes[i], loc="left")
+        order = np.lexsort((np.abs(np.diff(d[:, :, i], axis=0)).argmax(0), d[-1, :, i], d[0, :, i]))
+        bottom.pcolormesh(np.linspace(0, 1, len(x) + 1), np.arange(x.shape[1] + 1), d[:, order, i].T,
+                          cmap=matplotlib.colors.ListedColormap(["#EEEEEE", MEASURED]), vmin=0, vmax=1)
+        bottom.set(xlabel="time t: 0 control, 1 perturbed", title=f"{d[0, :, i].mean():.0%} of cells on, then {d[-1, :, i].mean():.0%}")
+        bottom.title.set_fontsize(9)
+    panels[0, 0].set_ylabel("Brownian bridge:\nlevel if expressed (log1p)")
+    panels[1, 0].set_ylabel("Markov chain: cells, sorted\n(blue: gene is on)")
+    figure.suptitle(f"From control cells to {condition}", x=0.01, ha="left", fontsize=11)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    finish(figure, path)
+
+
+def draw_loss(path, epoch, endpoint, activation):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, y, title, unit in ((axes[0], endpoint, "Expression bridge (Eq. 9)", "squared error on expressed genes"),
+                                 (axes[1], activation, "Activation bridge (Eq. 14)", "cross-entropy (nats per gene)")):
+        axis.plot(epoch, y, color=MEASURED, marker="o" if len(epoch) < 3 else None)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    finish(figure, path)
+
+
 def finish(figure, path):
     for panel in figure.axes:
         panel.spines[["top", "right"]].set_visible(False)

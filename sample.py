@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import data
 from departures import ActiveValues, Departures, Settings, sample
+from figures import draw_paths
 
 FORMAT = 2                                                                  # of the checkpoint; raise it when that changes
 
@@ -198,6 +199,20 @@ def predict(model, screen, perturbation, cell_type, n, values, seed, device, bat
     return X, level, rows
 
 
+def trace_paths(path, model, screen, perturbation, cell_type, values, seed, device, cells=60):
+    """Draw how both bridges take some control cells to a condition, for three genes: the one that rises most, the one that falls most, and
+    of the others the one that most cells switch."""
+    x0, trace = torch.from_numpy(screen.dense(screen.controls(cell_type)[:cells])).to(device), []
+    condition = model.condition(data.targets_of(perturbation, model.kind), str(cell_type))
+    end, level = sample(model, x0, condition, values, torch.Generator(device).manual_seed(seed), trace=trace)
+    x, d = (torch.stack(part).cpu().numpy() for part in zip(*trace, (level, end > 0)))         # (steps + 1, cells, N)
+    change, switched = (end - x0).mean(0).cpu().numpy(), np.abs(d[-1].mean(0) - d[0].mean(0))
+    genes = [change.argmax(), change.argmin()]
+    switched[genes] = -1
+    genes.append(switched.argmax())
+    draw_paths(path, x[..., genes], d[..., genes], screen.genes[genes], f"{perturbation}@{cell_type}")
+
+
 def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None, with_controls=False, training=False,
                screen=None, columns=None):
     """Sample conditions of a run into an h5ad; returns its path. By default every held-out one, as many cells as were measured."""
@@ -228,6 +243,9 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
                                                        "reading": json.dumps(content["reading"]), "controls": screen.source},
                     with_controls)
+    if parts and not conditions and not training:
+        os.makedirs(f"{run}/figures", exist_ok=True)
+        trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], table, seed, device)
     if parts:
         print(f"{sum(len(x[4]) for x in parts):,} predicted cells of {len(parts)} conditions: {out}")
     else:

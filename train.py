@@ -18,7 +18,6 @@ import time
 from dataclasses import fields
 from functools import partial
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -30,9 +29,7 @@ import sample
 import toy_data
 from departures import (ActiveValues, Departures, Settings, coexpression_network, joint_loss, pair, propagate,
                         structural_effects)
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+from figures import draw_loss
 
 LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
 
@@ -253,16 +250,7 @@ def train(model, screen, settings, out, state, device, save):
 
 def write_log(out, log):
     data.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
-    epoch, endpoint, activation = np.array(log)[:, :3].T
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, y, title, unit in ((axes[0], endpoint, "Expression bridge (Eq. 9)", "squared error on expressed genes"),
-                                 (axes[1], activation, "Activation bridge (Eq. 14)", "cross-entropy (nats per gene)")):
-        axis.plot(epoch, y, color="#0072B2", marker="o" if len(epoch) < 3 else None)
-        axis.set(title=title, xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(f"{out}/loss.png", dpi=120)
-    plt.close(figure)
+    draw_loss(f"{out}/loss.png", *np.array(log)[:, :3].T)
 
 
 # -------------------------------------------------------------------------------------------------------- command line
