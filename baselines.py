@@ -111,6 +111,21 @@ def linear(screen, components=10, ridge=0.1):
         shifted(x0, G @ K @ embed(perturbation) + b) if set(_targets(perturbation, screen)) <= set(place) else None)
 
 
+def within_covariance(screen, groups, columns=slice(None)):
+    """Covariance (N, N) of the genes around their own group's mean, pooled over groups, and the number of cells; some columns of it only.
+
+    Dense blocks of at most 4,096 cells: memory is N^2, not cells x N.
+    """
+    S, cells = 0.0, 0
+    for rows in groups:
+        mean = np.asarray(screen.X[rows].mean(0), np.float32).ravel()
+        for block in np.array_split(rows, max(1, len(rows) // 4096)):
+            Z = screen.dense(block) - mean
+            S = S + Z.T @ Z[:, columns]
+        cells += len(rows)
+    return np.asarray(S, np.float64) / cells, cells
+
+
 def linear_knockout(screen, ridge=0.1):
     """Ridge regression of all genes on the perturbable ones in control cells; then the target is set to zero.
 
@@ -121,14 +136,9 @@ def linear_knockout(screen, ridge=0.1):
         return lambda perturbation, cell_type, x0: None
     names = sorted({g for p, _ in screen.groups for g, _ in data.targets_of(p, "gene")} & set(screen.genes))
     P = [int(np.flatnonzero(screen.genes == g)[0]) for g in names]
-    S, cells = np.zeros((len(screen.genes), len(P))), 0
-    mean = {}
-    for t in screen.cell_types:
-        x = screen.dense(screen.controls(t))
-        mean[t] = x.mean(0)
-        S += (x - mean[t]).T @ (x - mean[t])[:, P]
-        cells += len(x)
-    B = S / cells @ np.linalg.inv(S[P] / cells + ridge * np.eye(len(P))) if P else S
+    mean = {t: np.asarray(screen.X[screen.controls(t)].mean(0)).ravel() for t in screen.cell_types}
+    S, _ = within_covariance(screen, map(screen.controls, screen.cell_types), P)
+    B = S @ np.linalg.inv(S[P] + ridge * np.eye(len(P))) if P else S
 
     def predict(perturbation, cell_type, x0):
         targets = _targets(perturbation, screen)

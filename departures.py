@@ -164,8 +164,7 @@ class ActiveValues:
         start, count = self.start[population], self.count[population]
         u = torch.rand(x.shape, generator=generator, device=x.device)
         index = start + torch.minimum((u * count).long(), count - 1)
-        draw = self.values[torch.where(count > 0, index, len(self.values) - 1)]
-        return torch.where(x != 0, x, draw)
+        return torch.where(x != 0, x, self.values[torch.where(count > 0, index, len(self.values) - 1)])
 
 
 # ======================================================================================================== 4  pairing
@@ -510,8 +509,7 @@ class Departures(nn.Module):
         """
         hide = cell_type >= self.n_labels
         if self.training:
-            u = torch.rand(cell_type.shape, generator=generator, device=cell_type.device)
-            hide = hide | (u < self.settings.label_dropout)
+            hide = hide | (torch.rand(cell_type.shape, generator=generator, device=cell_type.device) < self.settings.label_dropout)
         return torch.where(hide, self.n_labels, cell_type)
 
     def add_cell_type(self, name, mean, level, fraction, cells):
@@ -558,15 +556,12 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
     """
     settings = model.settings
     d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
-    end = xT
-    if settings.if_expressed:
-        x0, end = (values.fill(x, populations[:, i], generator) for i, x in enumerate((x0, xT)))
+    x0, end = (values.fill(x, populations[:, i], generator) if settings.if_expressed else x for i, x in enumerate((x0, xT)))
     B = len(x0)                             # t uniform, one in each B-th of [0, 1): the same expectation, a quieter loss
     t = ((torch.arange(B, device=x0.device) + torch.rand(B, generator=generator, device=x0.device)) / B)[:, None]
     xt = bridge_sample(x0, end, t, settings.sigma, generator)
     dt = mixture_sample(d0, dT, t, settings.kappa, generator)
-    encoded = model.encoder(conditions, model, generator)
-    condition = Encoded(*(part[which] for part in encoded))
+    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, generator)))
     cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
     label = model.label(cell_type, generator)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
@@ -586,13 +581,10 @@ def sample(model, x0, condition, values=None, generator=None, steps=None, trace=
     settings, steps = model.settings, steps or model.settings.steps
     model.eval()
     B, k = len(x0), condition[1]
-    encoded = model.encoder([condition], model)
-    encoded = Encoded(*(part.expand(B, -1) for part in encoded))
+    encoded = Encoded(*(part.expand(B, -1) for part in model.encoder([condition], model)))
     cell_type = torch.full((B,), k, device=x0.device)
     label = model.label(cell_type)
-    x, d = x0, (x0 != 0).to(x0)
-    if settings.if_expressed:
-        x = values.fill(x0, cell_type, generator)
+    x, d = values.fill(x0, cell_type, generator) if settings.if_expressed else x0, (x0 != 0).to(x0)
     step = exact_bridge_step if settings.exact_step else euler_maruyama_step
     for i in range(steps):
         t, h = i / steps, 1 / steps

@@ -84,6 +84,36 @@ def markdown(grids):
     return "\n".join(out)
 
 
+def ablation_table(table):
+    """Mean ± standard deviation over seeds of every variant (rows of train.ablate), as Markdown, in the order of the table."""
+    columns = [c for c in table if c not in ("name", "seed") and table[c].notna().any()]
+    by_name = table.groupby("name", sort=False)[columns]
+    lines = ["| " + " | ".join([name, *(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, by_name.std(ddof=0).loc[name]))]) + " |"
+             for name, mean in by_name.mean().iterrows()]
+    return "\n".join([f"Distances: gap closed. {table['seed'].nunique()} seeds.", "", "| " + " | ".join(["", *columns]) + " |",
+                      "| " + " | ".join(["---"] * (len(columns) + 1)) + " |", *lines, ""])
+
+
+def draw_ablation(path, table):
+    """Gap closed by every variant, as the paper's Fig. 6: bars are means over seeds, dots the seeds; the line is the default."""
+    names, measures = list(dict.fromkeys(table["name"]))[::-1], ["E-distance, all", "E-distance, DE20", "EMD, all", "EMD, DE20"]
+    figure, panels = plt.subplots(1, 4, figsize=(12, 0.9 + 0.27 * len(names)), sharey=True, layout="constrained")
+    for panel, measure in zip(panels, measures):
+        values = [table.loc[table["name"] == name, measure].to_numpy() for name in names]
+        low = min(-0.02, *(min(-0.3, 0) if v.mean() < -0.3 else v.min() for v in values))
+        panel.barh(names, [max(v.mean(), low) for v in values], color=[PREDICTED if name == "default" else "#56B4E9" for name in names])
+        for i, v in enumerate(values):
+            panel.plot(np.maximum(v, low), [i] * len(v), "o", color="black", markersize=2.5)
+            if v.mean() < low:
+                panel.text(low, i, f" {v.mean():.1f}", va="center", fontsize=8)
+        panel.axvline(table.loc[table["name"] == "default", measure].mean(), color="black", linewidth=0.8, linestyle=(0, (2, 2)))
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlim(low * 1.1, None)
+        panel.set_title(measure, loc="left", fontsize=10)
+    figure.supxlabel("gap closed between control cells (0) and another half of the real cells (1); higher is better", fontsize=9)
+    finish(figure, path)
+
+
 # -------------------------------------------------------------------------------------------------------------- scores
 
 def draw_scores(folder, screen, rows, summary, predicted):

@@ -11,8 +11,10 @@ from uniform, 0 to 1; seconds is the epoch's time.
 """
 import argparse
 import itertools
+import json
 import math
 import os
+import subprocess
 import sys
 import time
 from dataclasses import fields
@@ -27,10 +29,17 @@ import data
 import evaluate
 import sample
 import toy_data
+from baselines import within_covariance
 from departures import (ActiveValues, Departures, Settings, coexpression_network, joint_loss, pair, propagate,
                         structural_effects)
-from figures import draw_loss
+from figures import ablation_table, draw_ablation, draw_loss
 
+ABLATIONS = {  # name: what is changed of the default; the paper's Fig. 6, our improvements one by one, pairing, and all of it undone
+    "default": "", "without discrete": "--no-discrete --no-if-expressed", "random pairing": "--pairing random", "OT cosine": "--cost cosine",
+    "OT Euclidean": "--cost euclidean", "without skip gate": "--no-skip-gate", "without if-expressed": "--no-if-expressed",
+    "without null pairs": "--no-null-pairs", "without label dropout": "--label-dropout 0", "Euler-Maruyama": "--no-exact-step",
+    "co-expression network": "--grn coexpression", "exact pairing": "--pairing exact", "plans of 16": "--pairing-batch 16",
+    "plans of 64": "--pairing-batch 64", "coupled": "--coupled", "the paper's": "--paper"}
 LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
 
 
@@ -95,21 +104,6 @@ def network_effects(model, screen, settings):
         R, cells, model.target_gene[measured], *knock_down_evidence(model, screen, measured, sd), seed=settings.seed,
         factors=settings.grn_factors, sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
     return effects
-
-
-def within_covariance(screen, groups):
-    """Covariance (N, N) of the genes around their own group's mean, pooled over groups, and the number of cells.
-
-    Dense blocks of at most 4,096 cells: memory is N^2, not cells x N.
-    """
-    S, cells = 0.0, 0
-    for rows in groups:
-        mean = np.asarray(screen.X[rows].mean(0), np.float32).ravel()
-        for block in np.array_split(rows, max(1, len(rows) // 4096)):
-            Z = screen.dense(block) - mean
-            S = S + Z.T @ Z
-        cells += len(rows)
-    return np.asarray(S, np.float64) / cells, cells
 
 
 def knock_down_evidence(model, screen, measured, sd):
@@ -263,6 +257,7 @@ def parse():
     add("--out", help="folder of the run (default: runs/NAME)")
     add("--resume", metavar="RUN", help="continue an interrupted run")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
+    add("--ablate", action="store_true", help="train and score variants of the method over three seeds, with the other options; a table and a figure")
     add("--paper", action="store_true", help="the paper's literal method: the five improvements off, co-expression network")
     add("--also", action="append", default=[], help="a measured gene that nobody perturbed, to be predicted later")
     for name, text in data.COLUMNS.items():
@@ -308,6 +303,38 @@ def new_run(args):
     return out, reading, settings, screen
 
 
+def ablate(seeds=3):
+    """Train and score every row of ABLATIONS with the command's other options over several seeds: a table and a figure.
+
+    A process each, so that any one can be repeated alone; what is done already is not done again.
+    """
+    mine = argparse.ArgumentParser(add_help=False)
+    for name, default in (("--out", ""), ("--seed", 0), ("--data", "")):
+        mine.add_argument(name, default=default, type=type(default))
+    mine, rest = mine.parse_known_args([a for a in sys.argv[1:] if a != "--ablate"])
+    out, rows = mine.out or f"runs/ablation-{os.path.splitext(os.path.basename(mine.data or 'simulated'))[0]}", []
+    todo = list(itertools.product(range(mine.seed, mine.seed + seeds), ABLATIONS.items()))
+    for seed, (name, changes) in tqdm(todo, desc="ablation", unit="run"):
+        run = f"{out}/{name.replace(' ', '-')}-{seed}"
+        options = [*rest, *(["--data", mine.data] if mine.data else []), "--seed", str(seed), "--out", run, *changes.split()]
+        if os.path.exists(f"{run}/model.pt"):
+            options = ["--resume", run]
+        if not os.path.exists(f"{run}/metrics.json"):
+            done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise data.InputError(f"train.py {' '.join(options)}: {done.stderr.strip().splitlines()[-1]}")
+        with open(f"{run}/metrics.json") as file:
+            summary = json.load(file)["summary"]
+        rows.append({"name": name, "seed": seed, "plan information": pd.read_csv(f"{run}/log.csv")["plan_information"].mean(),
+                     "activation PCC, all": summary["model"]["activation PCC"]["all"]["mean"],
+                     **{f"{m}, {g}": summary["model"][m].get(g, {}).get("gap_closed") for m in ("E-distance", "EMD") for g in evaluate.SETS}})
+    table = pd.DataFrame(rows).astype({c: float for c in rows[0] if c not in ("name", "seed")})
+    data.save(f"{out}/ablation.csv", table.to_csv(index=False).encode())
+    data.save(f"{out}/ablation.md", ablation_table(table).encode())
+    draw_ablation(f"{out}/ablation.png", table)
+    print(ablation_table(table), f"\ntable and figure: {out}/ablation.csv, .md, .png", sep="")
+
+
 def check(settings):
     """Refuse settings that cannot work, in one line."""
     for f in fields(Settings):
@@ -336,6 +363,8 @@ def check(settings):
 
 def main():
     args = parse()
+    if args.ablate:
+        return ablate()
     sample.check_device(args.device)
     if args.resume:
         given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
