@@ -40,7 +40,7 @@ class Settings:
     coupled: bool = option(False, "d_theta may look at the levels too, not only at what is on")
     kappa: str = option("linear", "schedule of the discrete bridge", choices=("linear", "quadratic", "cosine"))
     # pairing
-    pairing: str = option("exact", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
+    pairing: str = option("entropic", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
     cost: str = option("sqeuclidean", "transport cost", choices=("sqeuclidean", "euclidean", "cosine"))
     epsilon: str = option("0.05", "entropic regularisation: a fraction of the mean cost, of the largest ('0.1max'), or 'bridge'")
     pairing_batch: int = option(512, "largest number of cells in one transport plan")
@@ -53,9 +53,10 @@ class Settings:
     # perturbation encoder
     grn: str = option("structural", "where the gene network comes from: structural, coexpression, none, or an edge list "
                                     "(CSV: source,target[,weight])")
-    grn_factors: int = option(6, "hidden factors beside the targets in the structural network")
+    grn_factors: int = option(6, "hidden factors beside the genes in the structural network")
+    grn_hubs: int = option(20, "measured genes that vary most with others, to be nodes of it beside the targets")
     drug_embedding: str = option("", "structures of drugs: CSV by drug name (numbers, or a SMILES column); without it the file's own")
-    grn_sparsity: float = option(60.0, "L1 penalty on the structural network's edges")
+    grn_sparsity: float = option(90.0, "penalty on the structural network's edges")
     target_dropout: float = option(0.5, "probability of hiding who the target is, so that the network must explain it")
     # networks and training
     width: int = option(256, "hidden units of x_theta and d_theta")
@@ -149,10 +150,9 @@ def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
 class ActiveValues:
     """The non-zero values of each gene in each population, to draw from (arrays of `sample.active_values`).
 
-    Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge therefore runs
-    between levels *if expressed*: a silent gene's level is a draw from the same gene in cells of the same population that do
-    express it. With zeros left in, training would show x_t falling towards 0 on silent genes while sampling, where
-    x_theta only ever answers for expressed genes (Eq. 9), shows it rising: the two never match.
+    Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge therefore runs between levels
+    *if expressed*: a silent gene's level is a draw from the same gene in cells of the same population that do express it. With zeros left in,
+    training would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising.
     """
 
     def __init__(self, start, count, values, device="cpu"):
@@ -180,9 +180,8 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 def regularisation(C, cost, epsilon, sigma):
     """epsilon in units of the cost matrix C: a fraction of its mean, or ("0.1max") of its maximum, or "bridge".
 
-    The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for
-    |x - y|^2 that is 2 sigma^2 T. (The paper leaves epsilon open.) In thousands of genes it is tiny beside the cost: its
-    plan is the exact one, and Sinkhorn hardly gets there.
+    The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for |x - y|^2 that is
+    2 sigma^2 T. (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there.
     """
     if epsilon.endswith("max"):
         return float(epsilon.removesuffix("max")) * C.max().item()
@@ -196,8 +195,8 @@ def regularisation(C, cost, epsilon, sigma):
 def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
     """Transport plan (n, m) between uniform weights for cost C, and its largest relative marginal error.
 
-    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's own
-    device) or "random" (independent coupling). An error above `tolerance` means that Sinkhorn has not converged.
+    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's own device; not converged
+    if the error exceeds `tolerance`) or "random" (independent coupling).
     """
     n, m = C.shape
     a, b = C.new_full((n,), 1 / n), C.new_full((m,), 1 / m)
@@ -220,7 +219,7 @@ def plan_information(plan):
 def draw_partners(plan, generator=None):
     """For each row of the plan (each perturbed cell) a column (a control) drawn from the plan given that row: (n,).
 
-    Drawing given the row uses every perturbed cell exactly once, so the target marginal is exact even where Sinkhorn is not.
+    So every perturbed cell is used exactly once, and the target marginal is exact even where Sinkhorn's is not.
     """
     cumulative = plan.double().cumsum(1)
     u = torch.rand(len(plan), 1, generator=generator, device=plan.device, dtype=torch.float64) * cumulative[:, -1:]
@@ -263,18 +262,17 @@ def coexpression_network(S, threshold=0.3):
 
 def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sparsity=60.0, steps=800, lr=0.02, seed=0,
                              progress=iter):
-    """Total effect (P, N) of each target on every gene, under a linear structural equation model of expression.
+    """Total effect (P, N) of each node on every gene, under a linear structural equation model of expression.
 
-    x = W x_targets + F f + noise: targets (genes `nodes`, (P,)) act on all genes and on each other along W (N, P), hidden
-    factors (cell state, unseen regulators) along F. Silencing target p moves the genes by column p of (I - W)^-1. W must
-    explain two things at once, by maximum likelihood with an L1 penalty:
+    x = W x_nodes + F f + noise: the nodes (genes `nodes`, (P,)) act on all genes and on each other along W (N, P), hidden factors
+    (cell state, unseen regulators) along F. Silencing node p moves the genes by column p of (I - W)^-1. W must explain two
+    things at once, by maximum likelihood with a penalty that spares strong edges (L1 would shrink them, and so spread them out):
       - how `cells` cells of one population co-vary: S (N, N), a correlation matrix, against L L' + noise;
       - how far the training perturbations moved the means: shift (Q, N), with error variance noise (Q, 1), in conditions
-        whose targets fell by knock (Q, P).
+        whose nodes fell by knock (Q, P).
     Co-variation alone cannot tell cause from effect; one knock-down of the upstream gene can.
     """
-    P, N = len(nodes), len(S)
-    g = torch.Generator().manual_seed(seed)
+    P, N, g = len(nodes), len(S), torch.Generator().manual_seed(seed)
     B = torch.linalg.solve(S[nodes][:, nodes] + 0.1 * torch.eye(P).to(S), S[nodes]).T.contiguous()   # ridge regression on x_p
     own = torch.zeros_like(B).index_put_((nodes, torch.arange(P, device=S.device)), S.new_ones(P))   # a gene is not its cause
     F_ = torch.randn(N, factors, generator=g).to(S)
@@ -303,29 +301,32 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
         moved = (knock * strength * torch.exp(spread)) @ M.T                # (Q, N)
         misfit = 0.5 * ((moved - shift) ** 2 / noise).sum() + 0.5 * (spread ** 2).sum() / 0.3 ** 2   # strengths vary by 30 %
         optimiser.zero_grad()
-        (likelihood + misfit + sparsity * (W.abs().sum() + F_.abs().sum() / 3)).backward()
+        (likelihood + misfit + sparsity * (0.1 * torch.log1p(W.abs() / 0.1).sum() + F_.abs().sum() / 3)).backward()
         optimiser.step()
         schedule.step()
     return (total_effect() * strength).detach().T
 
 
-def structural_effects(S, cells, nodes, knock, shift, noise, folds=4, **options):
+def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, **options):
     """Effects (P, N) by `fit_structural_equations`, each target's from fits that never saw it perturbed (cross-fitting).
 
-    A training target's row must be as good as an unseen one's, no better, or the encoder would learn to trust the network more
-    than it deserves. Targets of training conditions are dealt to folds; the rest get the mean over the fits.
+    A training target's row must be as good as an unseen one's, no better, or the encoder would learn to trust the network more than it
+    deserves. Targets of training conditions are dealt to folds; the rest get the mean over the fits. Hubs, the genes that co-vary most,
+    are nodes as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets.
     """
+    P, degree = len(nodes), S.square().sum(0).index_fill(0, nodes, -1.0)
+    nodes = torch.cat([nodes, degree.topk(min(hubs, len(S) - P)).indices])
+    knock = F.pad(knock, (0, len(nodes) - P))
     perturbed = torch.nonzero((knock != 0).any(0)).squeeze(1)
     shuffled = perturbed[torch.randperm(len(perturbed), generator=torch.Generator().manual_seed(0)).to(perturbed.device)]
-    parts = [part for part in shuffled.chunk(folds) if len(part)] or [shuffled]
-    fits = []
+    parts, fits = [part for part in shuffled.chunk(folds) if len(part)] or [shuffled], []
     for part in parts:
         seen = ~(knock[:, part] != 0).any(1)
         fits.append(fit_structural_equations(S, cells, nodes, knock[seen], shift[seen], noise[seen], **options))
     effects = torch.stack(fits).mean(0)
     for part, fit in zip(parts, fits):
         effects[part] = fit[part]
-    return effects
+    return effects[:P]
 
 
 # ======================================================================================================= 6  networks

@@ -2,6 +2,7 @@
 
     python evaluate.py runs/x                                        the held-out conditions of a run
     python evaluate.py runs/x --training                             its training conditions (sample.py runs/x --training)
+    python evaluate.py runs/x runs/y runs/z                          the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad     any model's cells
 
 theirs.h5ad: log1p X; obs with `condition` (such as KLF1+TGFBR2@k562), or `perturbation` and `cell_type`; the truth's gene names.
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 import data
 from baselines import BASELINES, in_type, mean_shifts
-from figures import draw_scores, grids, markdown, text
+from figures import draw_scores, grids, markdown, paper_of, text
 
 SPLITS, FEWEST, BLOCK = 5, 4, 1024                                          # random halves; cells of a condition to be scored; rows at a time
 
@@ -225,8 +226,8 @@ def summarise(rows):
         mine = [r["scores"] for r in rows if name in r["scores"]]
         for metric in (*DISTANCES, *CORRELATIONS) if mine else ():
             for genes in SETS:
-                x, control, floor, model = np.array([[s[m].get(metric, {}).get(genes, np.nan) for m in (name, "control", "floor", "model")]
-                                                     for s in mine]).T
+                x, control, floor, model = np.array([[s[m].get(metric, {}).get(genes) for m in (name, "control", "floor", "model")]
+                                                     for s in mine], float).T            # None: not there, or NaN in JSON
                 there = ~np.isnan(x)
                 if not there.any():
                     continue
@@ -257,16 +258,6 @@ def per_condition(rows):
         value, *(r["scores"][other][metric][genes] for other in ("control", "floor"))) if metric in DISTANCES else np.nan)
         for r in rows for name, by_metric in r["scores"].items() for metric, by_set in by_metric.items() for genes, value in by_set.items()],
         columns=["condition", "cells", "method", "metric", "genes", "score", "gap_closed"])
-
-
-def paper_of(screen):
-    """Which of the paper's two data sets a screen is ("Adamson", "sci-Plex3"), by names that no other holds together; or None."""
-    targets = {target for p, _ in screen.groups for target in dict(data.targets_of(p, screen.kind))}
-    if {"TMEM167A", "HSD17B12", "CREB1"} <= targets and all(t.startswith("K562") for t in screen.cell_types):
-        return "Adamson"
-    if screen.kind == "drug" and len(targets) > 150 and {"A549", "K562", "MCF7"} <= set(screen.cell_types):
-        return "sci-Plex3"
-    return None
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -327,7 +318,7 @@ def shared_genes(path, screen):
     return data.take_genes(screen, columns)
 
 
-def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None):
+def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None, columns=None):
     """Score, print the table, write metrics.json, .csv and .md and the figures; returns the summary."""
     suffix = "_training" if training else ""
     if run:
@@ -339,7 +330,7 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
             screen = data.prepare(**json.loads(about["reading"]))
     else:
         out = out or os.path.splitext(predicted)[0] + "_scores"
-        screen = shared_genes(predicted, data.read_screen(path))
+        screen = shared_genes(predicted, data.read_screen(path, **columns or {}))
     cells = read_predicted(predicted, screen)
     if run and not training and not set(cells) <= screen.held_out:
         raise data.InputError(f"{screen.source}: {data.some(map('@'.join, sorted(set(cells) - screen.held_out)), 3)} of {predicted} are not held "
@@ -365,22 +356,44 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     return summary
 
 
+def pool_runs(runs, suffix="", out=None):
+    """Print one table over the conditions of several runs that were scored already; with a folder, write it there too."""
+    rows = []
+    for run in runs:
+        try:
+            with open(f"{run}/metrics{suffix}.json") as file:
+                rows += json.load(file)["conditions"]
+        except (OSError, ValueError, KeyError) as e:
+            raise data.InputError(f"{run}/metrics{suffix}.json: not readable; score each run first, with evaluate.py {run}") from e
+    shown = grids(summarise(rows), rows)
+    if out:
+        os.makedirs(out, exist_ok=True)
+        data.save(f"{out}/metrics{suffix}.md", markdown(shown).encode())
+    print(text(shown))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
     add = parser.add_argument
-    add("run", nargs="?", help="folder of a run of train.py")
+    add("run", nargs="*", help="folder of a run of train.py; of several, scored before, the conditions are pooled in one table")
     add("--training", action="store_true", help="score the training conditions of the run")
     add("--predicted", help="an h5ad of predicted cells")
     add("--data", help="the h5ad of measured cells that they are scored against")
     add("--out", help="folder for metrics.json and figures")
     add("--seed", type=int, default=0, help="of the random halves (default 0)")
     add("--write-truth", metavar="H5AD", help="also write the measured cells of the scored conditions and their controls, for cell-eval")
+    columns = [name for name in data.COLUMNS if name != "split_column"]
+    for name in columns:
+        add("--" + name.replace("_", "-"), help=f"of --data: {data.COLUMNS[name]}")
     args = parser.parse_args()
     if bool(args.run) == bool(args.predicted and args.data) or (args.run and (args.predicted or args.data)):
         raise data.InputError("give a run, or --predicted and --data together")
     if args.seed < 0:
         raise data.InputError(f"--seed must not be negative, it is {args.seed}")
-    evaluate_run(args.run, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth)
+    if len(args.run) > 1:
+        return pool_runs(args.run, "_training" if args.training else "", args.out)
+    columns = {c: getattr(args, c) for c in columns}
+    evaluate_run(args.run[0] if args.run else None, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth, columns)
 
 
 if __name__ == "__main__":

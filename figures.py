@@ -4,6 +4,8 @@ import re
 import matplotlib
 import numpy as np
 
+import data
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
 
@@ -36,6 +38,16 @@ PAPER = {  # arXiv 2511.13124, Tables 1 and 2, Departures: (E, sd), (EMD, sd), (
                 "DE40": ((.5243, .2243), (.1013, .0442), (.9493, .0716))},
     "sci-Plex3": {"all": ((.5478, .1461), (.0254, .0051), (.9652, .0690)), "DE20": ((.2764, .1246), (.0623, .0317), (.9437, .0969)),
                   "DE40": ((.2827, .1113), (.0565, .0340), (.9520, .0722))}}
+
+
+def paper_of(screen):
+    """Which of the paper's two data sets a screen is ("Adamson", "sci-Plex3"), by names that no other holds together; or None."""
+    targets = {target for p, _ in screen.groups for target in dict(data.targets_of(p, screen.kind))}
+    if {"TMEM167A", "HSD17B12", "CREB1"} <= targets and all(t.startswith("K562") for t in screen.cell_types):
+        return "Adamson"
+    if screen.kind == "drug" and len(targets) > 150 and {"A549", "K562", "MCF7"} <= set(screen.cell_types):
+        return "sci-Plex3"
+    return None
 
 
 def grids(summary, rows, paper=None):

@@ -24,7 +24,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 import data
-from departures import ActiveValues, Departures, Settings, sample
+from departures import ActiveValues, Departures, Settings, propagate, sample
 from figures import draw_paths
 
 FORMAT = 2                                                                  # of the checkpoint; raise it when that changes
@@ -180,6 +180,34 @@ def fingerprints(smiles, found, path=""):
         found.append(f"warning: RDKit does not understand the SMILES of {data.some(wrong)}: known by name only")
     morgan = GetMorganGenerator(radius=2, fpSize=1024)
     return pd.DataFrame({drug: morgan.GetFingerprintAsNumPy(m) for drug, m in molecules.items() if m is not None}).T
+
+
+def read_edges(path):
+    """A user's network: CSV with columns source, target and, if they have one, weight."""
+    try:
+        edges = pd.read_csv(path)
+    except (OSError, ValueError) as e:
+        raise data.InputError(f"--grn {path}: not structural, coexpression or none, nor a readable CSV ({e})") from e
+    if not {"source", "target"} <= set(edges):
+        raise data.InputError(f"{path}: an edge list needs the columns source and target; it has {', '.join(edges)}")
+    if "weight" not in edges:
+        edges["weight"] = 1.0
+    if not len(edges) or edges[["source", "target"]].isna().any(axis=None):
+        raise data.InputError(f"{path}: an edge list needs a source and a target in every row, and at least one row")
+    if not pd.api.types.is_numeric_dtype(edges["weight"]) or not np.isfinite(edges["weight"]).all():
+        raise data.InputError(f"{path}: the column weight must be a finite number in every row")
+    return edges
+
+
+def edge_effects(model, edges):
+    """Effects (P, N) of silencing each target along a user's edges, which may pass through genes outside the panel."""
+    names = sorted({*model.genes, *model.targets, *edges["source"].astype(str), *edges["target"].astype(str)})
+    index = {name: i for i, name in enumerate(names)}
+    W = torch.zeros(len(names), len(names))
+    W[[index[g] for g in edges["target"].astype(str)], [index[g] for g in edges["source"].astype(str)]] = torch.tensor(
+        edges["weight"].to_numpy(np.float32))
+    reached = propagate(W, torch.tensor([index[p] for p in model.targets]))
+    return reached[:, [index[g] for g in model.genes]].to(model.gene_scale.device)
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling

@@ -287,7 +287,7 @@ def track_by_bridge(point, n=100, d=50, sigma=0.02):
     x, start, end, order, W = *np.split(cells, 3), rng.permutation(n), np.eye(d) + deviation * E
     xT = x[order] @ W.T
     gamma, (found, learned) = gamma_by_median(xT), laot(x, xT)
-    partner = pair(*(torch.as_tensor(a) for a in (xT, x)), Settings(), torch.Generator().manual_seed(0))[0].numpy()
+    partner = pair(*(torch.as_tensor(a) for a in (xT, x)), Settings(pairing="exact"), torch.Generator().manual_seed(0))[0].numpy()
     bridge = fit_bridge(x[partner], xT, sigma, steps=500, batch=n)
     nearest = np.linalg.norm(bridge(x)[:, None] - x @ W.T, axis=2).argmin(1)
     return {"kind": kind, "deviation": deviation, "farthest move": deviation * np.linalg.norm(x @ E.T, axis=1).max(),
@@ -342,7 +342,7 @@ def pairing(out, seed=0):
                     others = rng.permutation(controls)[:len(cells)]
                     for pool, truth in ((seen_twin[cells], full_twin[cells]), (seen[others], full[others])):
                         looks = (torch.from_numpy(x) @ spaces[space] for x in (seen[cells], pool))
-                        scores.append(against_truth(full_twin[cells], truth, pair(*looks, Settings(**choice), generator)[0].numpy()))
+                        scores.append(against_truth(full_twin[cells], truth, pair(*looks, Settings(**{"pairing": "exact", **choice}), generator)[0].numpy()))
             twins, real = np.mean(scores[::2], 0), np.mean(scores[1::2], 0)
             rows.append({"counts a gene": 3 * depth, "pairing": name, "space": space, "batch": n, "recovered": twins[0],
                          "chance": 1 / n, "rank": twins[1], "distance": twins[2], "rank, others": real[1]})

@@ -53,7 +53,7 @@ def build(screen, settings, device, also=()):
     for gene in also:
         if gene not in screen.genes:
             raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
-    edges = None if settings.grn in ("structural", "coexpression", "none") else read_edges(settings.grn)
+    edges = None if settings.grn in ("structural", "coexpression", "none") else sample.read_edges(settings.grn)
     if settings.drug_embedding and screen.kind == "gene":
         raise data.InputError(f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; leave it out")
     structure = sample.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
@@ -80,7 +80,7 @@ def build(screen, settings, device, also=()):
     if screen.kind == "gene" and settings.grn != "none":
         model.encoder.effects[0] = network_effects(model, screen, settings)
     if edges is not None:
-        model.encoder.effects[1] = edge_effects(model, edges)
+        model.encoder.effects[1] = sample.edge_effects(model, edges)
     return model
 
 
@@ -102,7 +102,7 @@ def network_effects(model, screen, settings):
     R = torch.as_tensor(S / sd[:, None] / sd, dtype=torch.float32, device=device)
     effects[measured] = structural_effects(
         R, cells, model.target_gene[measured], *knock_down_evidence(model, screen, measured, sd), seed=settings.seed,
-        factors=settings.grn_factors, sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
+        hubs=settings.grn_hubs, factors=settings.grn_factors, sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
     return effects
 
 
@@ -125,34 +125,6 @@ def knock_down_evidence(model, screen, measured, sd):
         noise.append(1 / len(rows) + 1 / len(screen.controls(t)) + 0.003)
     tables = ((knock, len(measured)), (shift, len(sd)), (noise, 1))
     return [torch.as_tensor(np.reshape(a, (-1, n)), dtype=torch.float32, device=model.gene_scale.device) for a, n in tables]
-
-
-def read_edges(path):
-    """A user's network: CSV with columns source, target and, if they have one, weight."""
-    try:
-        edges = pd.read_csv(path)
-    except (OSError, ValueError) as e:
-        raise data.InputError(f"--grn {path}: not structural, coexpression or none, nor a readable CSV ({e})") from e
-    if not {"source", "target"} <= set(edges):
-        raise data.InputError(f"{path}: an edge list needs the columns source and target; it has {', '.join(edges)}")
-    if "weight" not in edges:
-        edges["weight"] = 1.0
-    if not len(edges) or edges[["source", "target"]].isna().any(axis=None):
-        raise data.InputError(f"{path}: an edge list needs a source and a target in every row, and at least one row")
-    if not pd.api.types.is_numeric_dtype(edges["weight"]) or not np.isfinite(edges["weight"]).all():
-        raise data.InputError(f"{path}: the column weight must be a finite number in every row")
-    return edges
-
-
-def edge_effects(model, edges):
-    """Effects (P, N) of silencing each target along a user's edges, which may pass through genes outside the panel."""
-    names = sorted({*model.genes, *model.targets, *edges["source"].astype(str), *edges["target"].astype(str)})
-    index = {name: i for i, name in enumerate(names)}
-    W = torch.zeros(len(names), len(names))
-    W[[index[g] for g in edges["target"].astype(str)], [index[g] for g in edges["source"].astype(str)]] = torch.tensor(
-        edges["weight"].to_numpy(np.float32))
-    reached = propagate(W, torch.tensor([index[p] for p in model.targets]))
-    return reached[:, [index[g] for g in model.genes]].to(model.gene_scale.device)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -345,7 +317,7 @@ def check(settings):
             raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
     if settings.seed >= 2 ** 31:
         raise data.InputError(f"--seed must be below 2^31, it is {settings.seed}")
-    for name in ("seed", "epochs", "grn_sparsity"):
+    for name in ("seed", "epochs", "grn_sparsity", "grn_hubs"):
         if not getattr(settings, name) >= 0:
             raise data.InputError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(settings, name)}")
     for name in ("test_fraction", "label_dropout", "target_dropout"):

@@ -55,7 +55,7 @@ def test_exact_plan_is_the_cheapest_assignment(n, seed, cost):
 def test_exact_pairing_in_one_dimension_sorts(n, seed):
     """Fact 12: the k-th smallest goes to the k-th smallest, whatever the order of the rows."""
     x, y = clouds(n, n, d=1, seed=seed)
-    partner, *_ = pair(x, y, Settings(), torch.Generator().manual_seed(seed))
+    partner, *_ = pair(x, y, Settings(pairing="exact"), torch.Generator().manual_seed(seed))
     assert torch.equal(y[partner][x.squeeze(1).argsort()], y.sort(0).values)
 
 
@@ -68,7 +68,7 @@ def test_small_batches_bias_the_plan_as_order_statistics_say(n, known):
     batches = []
     for _ in range(3200 // n):
         x, y = torch.randn(2, n, 1, generator=g)
-        batches.append((x * y[pair(x, y, Settings(), g)[0]]).mean().item())
+        batches.append((x * y[pair(x, y, Settings(pairing="exact"), g)[0]]).mean().item())
     assert abs(np.mean(batches) - known) < 5 * np.std(batches) / math.sqrt(len(batches))
 
 
@@ -112,7 +112,7 @@ def test_pairing_uses_the_cost_of_its_settings():
     """Two cells and two controls each: squares choose two short moves, lengths one long and one none, cosines the directions."""
     def partners(xT, x0, cost):
         cells = (torch.tensor(x, dtype=torch.float64) for x in (xT, x0))
-        return pair(*cells, Settings(cost=cost), torch.Generator().manual_seed(0))[0].tolist()
+        return pair(*cells, Settings(pairing="exact", cost=cost), torch.Generator().manual_seed(0))[0].tolist()
     corner = [[0, 0], [1, 0]], [[1, 0], [1.9, 0.9]]
     assert partners(*corner, "sqeuclidean") == [0, 1] and partners(*corner, "euclidean") == [1, 0]
     rays = [[10, 0], [1, 1]], [[10, 9], [1, 0]]
@@ -183,7 +183,7 @@ def test_training_pairs_every_perturbed_cell_once_with_a_near_control_of_its_typ
     simulate_screen(30, 3, 600, seed=0).write_h5ad(tmp_path / "s.h5ad")
     screen = data.prepare(str(tmp_path / "s.h5ad"), fraction=0)
     groups = list(screen.training_groups())
-    drawn = lambda seed, **options: draw_pairs(screen, groups, Settings(pairing_batch=40, **options),  # noqa: E731
+    drawn = lambda seed, **options: draw_pairs(screen, groups, Settings(pairing_batch=40, **{"pairing": "exact", **options}),  # noqa: E731
                                                torch.Generator().manual_seed(seed), "cpu")
     sources, ends, which, plans = drawn(0)
     perturbed = screen.perturbation[ends] != "control"
