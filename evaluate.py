@@ -14,7 +14,6 @@ Gene sets: all, and the 20 and 40 genes of the largest Welch |t| of measured per
 import argparse
 import json
 import os
-import warnings
 
 import anndata
 import numpy as np
@@ -110,7 +109,7 @@ def pearson_delta(x, y, reference):
 
 
 def de_overlap(x, y, controls, k):
-    """Share of the k genes of largest Welch |t| against the controls (c, N) that x and y have in common."""
+    """Share of the k genes of largest Welch |t| against the controls, cells (c, N) or their `moments`, that x and y have in common."""
     top = (np.argsort(-welch_t(a, controls), kind="stable")[:k] for a in (x, y))
     return len(np.intersect1d(*top)) / min(k, x.shape[1])
 
@@ -126,11 +125,16 @@ def discrimination(x, y, others):
     return float(1 - np.mean((far < own) + 0.5 * (far == own)))
 
 
+def moments(x):
+    """Mean, standard deviation (N,) and number of cells x (n, N): all that Welch's test asks of them."""
+    return x.mean(0), x.std(0, ddof=1), len(x)
+
+
 def welch_t(x, y):
-    """|t| of each gene (N,) between x (n, N) and y (m, N), unequal variances; 0 where neither varies."""
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)                    # genes that hardly vary
-        return np.nan_to_num(np.abs(stats.ttest_ind(x, y, axis=0, equal_var=False).statistic), posinf=np.inf)
+    """|t| of each gene (N,) between x (n, N) and y (m, N), either of them cells or their `moments`; 0 where neither varies."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = stats.ttest_ind_from_stats(*(part for a in (x, y) for part in (a if isinstance(a, tuple) else moments(a))), equal_var=False).statistic
+    return np.nan_to_num(np.abs(t), posinf=np.inf)
 
 
 def gap_closed(score, control, floor):
@@ -145,8 +149,8 @@ CORRELATIONS = ("activation PCC", "Pearson delta", "Pearson delta from mean", "D
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 def all_scores(x, y, sets, gammas, controls, reference, others):
-    """{(metric, gene set): score} of cells x (n, N) against y (n, N). reference: the mean of the training perturbations, or None."""
-    base, out = controls.mean(0), {}
+    """{(metric, gene set): score} of cells x (n, N) against y (n, N). controls: their moments. reference: the training perturbations' mean, or None."""
+    base, out = controls[0], {}
     for genes, columns in sets.items():
         a, b = x[:, columns], y[:, columns]
         out |= {("E-distance", genes): e_distance(a, b), ("EMD", genes): emd(a, b), ("MMD2", genes): mmd2(a, b, gammas[genes]),
@@ -168,18 +172,16 @@ def score_condition(measured, controls, methods, rng, orders=None, training=None
     switched = np.abs((measured > 0).mean(0) - (controls > 0).mean(0)) > 0.2          # more than a fifth of the cells change state
     sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40], **({"switched": np.flatnonzero(switched)} if switched.any() else {})}
     gammas = {genes: gamma_by_median((controls if training is None else training)[:, columns]) for genes, columns in sets.items()}
-    half, scores = len(measured) // 2, {}
+    half, scores, control_moments = len(measured) // 2, {}, moments(controls)
     for split in range(SPLITS):
         order = rng.permutation(len(measured)) if orders is None else orders[split]
         target = measured[order[:half]]
         rivals = {name: x[rng.permutation(len(x))[:half]] for name, x in methods.items() if x is not None}
         rivals["floor"] = measured[order[half:2 * half]]
         for name, x in rivals.items():
-            for (metric, genes), value in all_scores(x, target, sets, gammas, controls, reference, others[split] if len(others) else ()).items():
+            for (metric, genes), value in all_scores(x, target, sets, gammas, control_moments, reference, others[split] if len(others) else ()).items():
                 scores.setdefault(name, {}).setdefault(metric, {}).setdefault(genes, []).append(value)
-    mean = {name: {m: {g: float(np.mean(v)) for g, v in by_set.items()} for m, by_set in by_metric.items()}
-            for name, by_metric in scores.items()}
-    return mean, ranked
+    return {name: {m: {g: float(np.mean(v)) for g, v in by_set.items()} for m, by_set in by_metric.items()} for name, by_metric in scores.items()}, ranked
 
 
 def score(screen, predicted, seed=0):
@@ -189,8 +191,7 @@ def score(screen, predicted, seed=0):
     training = screen.dense(rng.permutation(np.concatenate(list(screen.training_groups().values())))[:500])
     scored, skipped = [], []
     for key in sorted(predicted):
-        large = len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2
-        (scored if large else skipped).append(key)
+        (scored if len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2 else skipped).append(key)
     orders = {key: [rng.permutation(len(rows)) for _ in range(SPLITS)] for key, rows in screen.groups.items()
               if key[0] != data.CONTROL and len(rows) >= FEWEST and key[1] in {t for _, t in scored}}
     halves = {key: np.stack([np.asarray(screen.X[np.sort(screen.groups[key][o[:len(o) // 2]])].mean(0)).ravel() for o in mine])
@@ -297,8 +298,10 @@ def read_predicted(path, screen):
     return out
 
 
-def write_truth(path, screen, conditions):
+def write_truth(path, screen, conditions, predicted):
     """An h5ad of the measured cells of {(perturbation, cell type)} and of those types' controls, under predicted.h5ad's column names."""
+    if os.path.realpath(path) in [os.path.realpath(name) for name in (screen.source, predicted)]:
+        raise data.InputError(f"--write-truth {path}: is an input; choose another name")
     keys = {*conditions, *((data.CONTROL, t) for _, t in conditions)}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     obs = pd.DataFrame({"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}, screen.cells[rows], dtype="category")
@@ -329,18 +332,15 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
                 raise data.InputError(f"{predicted}: not written by sample.py; score it with --predicted and --data")
             screen = data.prepare(**json.loads(about["reading"]))
     else:
-        out = out or os.path.splitext(predicted)[0] + "_scores"
-        screen = shared_genes(predicted, data.read_screen(path, **columns or {}))
+        out, screen = out or os.path.splitext(predicted)[0] + "_scores", shared_genes(predicted, data.read_screen(path, **columns or {}))
     cells = read_predicted(predicted, screen)
     if run and not training and not set(cells) <= screen.held_out:
         raise data.InputError(f"{screen.source}: {data.some(map('@'.join, sorted(set(cells) - screen.held_out)), 3)} of {predicted} are not held "
                               "out: the file has changed since; restore it, or train again")
     if not run:
         screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see
-    if truth and os.path.realpath(truth) in [os.path.realpath(name) for name in (screen.source, predicted)]:
-        raise data.InputError(f"--write-truth {truth}: is an input; choose another name")
     if truth:
-        write_truth(truth, screen, cells)
+        write_truth(truth, screen, cells, predicted)
     rows = score(screen, cells, seed)
     rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)

@@ -219,7 +219,7 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("evaluate.py", "stats.binomtest(entry[\"beaten_in\"], contested)", "stats.binomtest(entry[\"beaten_in\"], len(x))", "ties count against the model"),
         ("evaluate.py", "if k[1] == key[1] and k != key]", "if k[1] == key[1]]", "the true condition competes with itself"),
         ("figures.py", "{entry['mean']:.3f} ± {entry['sd']:.3f}", "{entry['sd']:.3f} ± {entry['mean']:.3f}", "mean and deviation exchanged"),
-        ("evaluate.py", "axis=0, equal_var=False", "axis=0, equal_var=True", "Student's t where Welch's is meant"),
+        ("evaluate.py", "equal_var=False", "equal_var=True", "Student's t where Welch's is meant"),
     ],
     "test_baselines.py": [
         ("baselines.py", "return np.asarray(S, np.float64) / cells, cells", "return np.asarray(S, np.float64), cells", "a sum of squares for a covariance"),
