@@ -59,7 +59,7 @@ def test_ablate_runs_every_variant_over_seeds_once_and_writes_table_and_figure(t
     train.ablate(seeds=1)
     table = pd.read_csv("runs/ablation-s/ablation.csv")
     assert table["name"].tolist() == ["default", "random pairing"] and table["seed"].tolist() == [4, 4]
-    assert table["plan information"][0] > 0.9 > 0.1 > table["plan information"][1] and table["E-distance, all"].notna().all()
+    assert table["plan information"][0] > 0.2 > 0.01 > abs(table["plan information"][1]) and table["E-distance, all"].notna().all()
     assert os.path.getsize("runs/ablation-s/ablation.png") > 10_000 and "| random pairing |" in open("runs/ablation-s/ablation.md").read()
     settings = torch.load("runs/ablation-s/random-pairing-4/model.pt", weights_only=True)["settings"]
     assert (settings["pairing"], settings["epochs"], settings["width"], settings["seed"]) == ("random", 1, 16, 4)
