@@ -68,12 +68,13 @@ def wasserstein(x, y):
 
     W1 is the area between the two quantile functions, which are constant between multiples of 1/n and 1/m.
     """
-    x, y = (np.sort(np.ascontiguousarray(a.T)) for a in (x, y))            # (N, n), (N, m)
-    if x.shape == y.shape:
-        return np.abs(x - y).mean(1, dtype=np.float64)
-    n, m = x.shape[1], y.shape[1]
+    x, y, n, m = np.sort(x, 0), np.sort(y, 0), len(x), len(y)
+    if n == m:
+        return np.abs(x - y).mean(0, dtype=np.float64)
     edges = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(1, m) * n]))            # in units of 1 / (n m): no rounding
-    return np.abs(x[:, edges[:-1] // m] - y[:, edges[:-1] // n]) @ (np.diff(edges) / (n * m))
+    gap = x[edges[:-1] // m]
+    gap -= y[edges[:-1] // n]
+    return (np.diff(edges) / (n * m)).astype(gap.dtype) @ np.abs(gap, out=gap)
 
 
 def emd(x, y):
@@ -189,9 +190,8 @@ def score(screen, predicted, seed=0):
     fitted = {name: baseline(screen) for name, baseline in BASELINES.items()}
     shifts, rng = mean_shifts(screen), np.random.default_rng(seed)
     training = screen.dense(rng.permutation(np.concatenate(list(screen.training_groups().values())))[:500])
-    scored, skipped = [], []
-    for key in sorted(predicted):
-        (scored if len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2 else skipped).append(key)
+    scored = [key for key in sorted(predicted) if len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2]
+    skipped = sorted(set(predicted) - set(scored))
     orders = {key: [rng.permutation(len(rows)) for _ in range(SPLITS)] for key, rows in screen.groups.items()
               if key[0] != data.CONTROL and len(rows) >= FEWEST and key[1] in {t for _, t in scored}}
     halves = {key: np.stack([np.asarray(screen.X[np.sort(screen.groups[key][o[:len(o) // 2]])].mean(0)).ravel() for o in mine])

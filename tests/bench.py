@@ -1,6 +1,7 @@
 """How fast a training step and the sampler are, and how much of that is matrix products at this machine's own rate.
 
     python tests/bench.py --genes 2000 --batch 64
+    python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes
     python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
 
 Untrained weights and random sparse cells: the speed does not depend on either.
@@ -17,10 +18,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import evaluate  # noqa: E402  (the path comes first)
 from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402  (the path comes first)
 from sample import active_values  # noqa: E402
 
@@ -61,13 +63,32 @@ def memory(cells, genes, density=0.05):
     print(f"{cells:,} cells x {genes:,} genes, {size / 2 ** 30:.2f} GiB on disk: peak memory of train.py {peak:.2f} GiB")
 
 
+def evaluation(cells, genes=5000):
+    """Time of each metric; the Wasserstein distance also by SciPy, one gene at a time, to the same result."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.exponential(size=(n, genes)).astype(np.float32) * (rng.random((n, genes)) < 0.2) for n in (cells, cells))
+    for name, other in (("equal", y), ("unequal", y[:-7])):
+        expected = []
+        loop = seconds(lambda: expected.append(np.mean([stats.wasserstein_distance(a, b) for a, b in zip(x.T, other.T)])), "cpu", 1)
+        ours = seconds(lambda: evaluate.emd(x, other), "cpu", 5)
+        assert abs(evaluate.emd(x, other) - expected[0]) < 1e-5
+        print(f"EMD, {name} sizes    {ours * 1e3:8.1f} ms    SciPy's loop takes {loop / ours:.0f} times as long")
+    gamma = evaluate.gamma_by_median(x)
+    for name, f in (("E-distance", lambda: evaluate.e_distance(x, y)), ("MMD2", lambda: evaluate.mmd2(x, y, gamma)),
+                    ("Welch's t", lambda: evaluate.welch_t(x, y))):
+        print(f"{name:18} {seconds(f, 'cpu', 5) * 1e3:8.1f} ms")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--evaluation", type=int, metavar="CELLS")
     parser.add_argument("--memory", type=int, metavar="CELLS")
     args = parser.parse_args()
+    if args.evaluation:
+        return evaluation(args.evaluation)
     if args.memory:
         return memory(args.memory, args.genes)
     N, B, device, settings = args.genes, args.batch, args.device, Settings()
