@@ -276,7 +276,7 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
     B = torch.linalg.solve(S[nodes][:, nodes] + 0.1 * torch.eye(P).to(S), S[nodes]).T.contiguous()   # ridge regression on x_p
     own = torch.zeros_like(B).index_put_((nodes, torch.arange(P, device=S.device)), S.new_ones(P))   # a gene is not its cause
     F_ = torch.randn(N, factors, generator=g).to(S)
-    for _ in range(8):                                                      # leading directions of what the ridge leaves over
+    for _ in range(100):                                                    # leading directions of what the ridge leaves over
         F_ = torch.linalg.qr(S @ F_ - 0.7 * B @ (S[nodes] @ F_))[0]
     F_ = F_ * ((F_ * (S @ F_ - 0.7 * B @ (S[nodes] @ F_))).sum(0)).clamp_min(1e-6).sqrt()
     W, F_ = (0.8 * B * (1 - own)).requires_grad_(), F_.requires_grad_()

@@ -39,8 +39,11 @@ def folder(tmp_path_factory):
 
 
 def test_train_leaves_a_complete_run_and_prints_the_table(folder):
-    assert {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "metrics.json", "figures"} <= set(os.listdir(folder / "run"))
-    assert sorted(p.split("_")[0] for p in os.listdir(folder / "run/figures")) == ["pca.png", "violin"]
+    assert {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "metrics.json", "metrics.csv", "metrics.md", "figures"} <= set(os.listdir(folder / "run"))
+    figures = ["activation.png", "activation_map.png", "gap_closed.png", "mean_change.png", "paths.png", "pca.png"]
+    drawn = sorted(os.listdir(folder / "run/figures"))
+    assert [name for name in drawn if not name.startswith("violin_")] == figures and len(drawn) == len(figures) + 2
+    assert min(os.path.getsize(folder / "run/figures" / name) for name in drawn) > 10_000
     printed = (folder / "train.txt").read_text()
     for row in ("control", "perturbed mean", "linear knock-out", "model", "floor", "gap closed", "run/figures"):
         assert row in printed
@@ -108,6 +111,24 @@ def test_scoring_any_models_cells(folder):
     gap = {name: json.load(open(folder / f"{name}_scores/metrics.json"))["summary"]["model"]["EMD"]["DE20"]["gap_closed"]
            for name in ("twin", "relabelled")}
     assert gap["twin"] > 0.8 and gap["relabelled"] < 0.4
+
+
+def test_metrics_agree_in_every_form(folder):
+    """metrics.csv holds the conditions, metrics.json their summary, metrics.md what was printed; several runs are pooled."""
+    scores = pd.read_csv(folder / "run/metrics.csv")
+    summary = json.load(open(folder / "run/metrics.json"))["summary"]
+    for (method, metric, genes), mine in scores.groupby(["method", "metric", "genes"]):
+        if mine["score"].notna().any():
+            assert summary[method][metric][genes]["mean"] == pytest.approx(mine["score"].mean(), abs=1e-9)
+    assert set(scores["metric"]) == {"E-distance", "EMD", "MMD2", "activation PCC", "Pearson delta", "Pearson delta from mean", "DE overlap", "discrimination"}
+    energy = summary["model"]["E-distance"]["all"]
+    for text in ((folder / "run/metrics.md").read_text(), (folder / "train.txt").read_text()):
+        assert f"{energy['mean']:.3f} ± {energy['sd']:.3f}" in text
+    pooled = done("evaluate.py", "run", "run", "--out", "pooled", cwd=folder)
+    assert f"over {2 * energy['conditions']} conditions" in pooled and f"{energy['mean']:.3f} ± {energy['sd']:.3f}" in pooled
+    assert (folder / "pooled/metrics.md").read_text().count("|") > 100
+    refused = run("evaluate.py", "run", "nowhere", cwd=folder)
+    assert refused.returncode == 2 and refused.stderr.startswith("nowhere/metrics.json: not readable; score each run first")
 
 
 def test_training_conditions_can_be_sampled_and_scored(folder):
