@@ -229,7 +229,8 @@ def parse():
     add("--out", help="folder of the run (default: runs/NAME)")
     add("--resume", metavar="RUN", help="continue an interrupted run")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
-    add("--ablate", action="store_true", help="train and score variants of the method over three seeds, with the other options; a table and a figure")
+    add("--ablate", nargs="?", type=int, const=3, metavar="SEEDS", help="train and score variants of the method over so many seeds (3), with the "
+        "other options; a table and a figure")
     add("--paper", action="store_true", help="the paper's literal method: the five improvements off, co-expression network")
     add("--also", action="append", default=[], help="a measured gene that nobody perturbed, to be predicted later")
     for name, text in data.COLUMNS.items():
@@ -275,7 +276,7 @@ def new_run(args):
     return out, reading, settings, screen
 
 
-def ablate(seeds=3):
+def ablate():
     """Train and score every row of ABLATIONS with the command's other options over several seeds: a table and a figure.
 
     A process each, so that any one can be repeated alone; what is done already is not done again.
@@ -283,9 +284,10 @@ def ablate(seeds=3):
     mine = argparse.ArgumentParser(add_help=False)
     for name, default in (("--out", ""), ("--seed", 0), ("--data", "")):
         mine.add_argument(name, default=default, type=type(default))
-    mine, rest = mine.parse_known_args([a for a in sys.argv[1:] if a != "--ablate"])
+    mine.add_argument("--ablate", nargs="?", type=int, const=3)
+    mine, rest = mine.parse_known_args()
     out, rows = mine.out or f"runs/ablation-{os.path.splitext(os.path.basename(mine.data or 'simulated'))[0]}", []
-    todo = list(itertools.product(range(mine.seed, mine.seed + seeds), ABLATIONS.items()))
+    todo = list(itertools.product(range(mine.seed, mine.seed + mine.ablate), ABLATIONS.items()))
     for seed, (name, changes) in tqdm(todo, desc="ablation", unit="run"):
         run = f"{out}/{name.replace(' ', '-')}-{seed}"
         options = [*rest, *(["--data", mine.data] if mine.data else []), "--seed", str(seed), "--out", run, *changes.split()]
@@ -335,7 +337,9 @@ def check(settings):
 
 def main():
     args = parse()
-    if args.ablate:
+    if args.ablate is not None:
+        if args.ablate < 1 or args.resume:
+            raise data.InputError("--ablate needs at least one seed, and no --resume: it goes on by itself with the same --out")
         return ablate()
     sample.check_device(args.device)
     if args.resume:

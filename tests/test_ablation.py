@@ -55,8 +55,8 @@ def test_ablate_runs_every_variant_over_seeds_once_and_writes_table_and_figure(t
     toy_data.simulate_screen(30, 4, 500, seed=0).write_h5ad(tmp_path / "s.h5ad")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "ABLATIONS", {"default": "", "random pairing": "--pairing random"})
-    monkeypatch.setattr(sys, "argv", ["train.py", "--ablate", "--data", "s.h5ad", "--epochs", "1", "--width=16", "--steps", "3", "--seed", "4"])
-    train.ablate(seeds=1)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--ablate", "1", "--data", "s.h5ad", "--epochs", "1", "--width=16", "--steps", "3", "--seed", "4"])
+    train.main()
     table = pd.read_csv("runs/ablation-s/ablation.csv")
     assert table["name"].tolist() == ["default", "random pairing"] and table["seed"].tolist() == [4, 4]
     assert table["plan information"][0] > 0.2 > 0.01 > abs(table["plan information"][1]) and table["E-distance, all"].notna().all()
@@ -64,10 +64,8 @@ def test_ablate_runs_every_variant_over_seeds_once_and_writes_table_and_figure(t
     settings = torch.load("runs/ablation-s/random-pairing-4/model.pt", weights_only=True)["settings"]
     assert (settings["pairing"], settings["epochs"], settings["width"], settings["seed"]) == ("random", 1, 16, 4)
     written = os.stat("runs/ablation-s/default-4/model.pt").st_mtime_ns
-    train.ablate(seeds=1)
+    train.main()
     assert os.stat("runs/ablation-s/default-4/model.pt").st_mtime_ns == written        # what is done is not done again
-    os.remove("runs/ablation-s/default-4/metrics.json")
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--no-such-option"])
-    os.remove("runs/ablation-s/default-4/model.pt")
-    with pytest.raises(train.data.InputError, match="--no-such-option"):
-        train.ablate(seeds=1)
+    monkeypatch.setitem(train.ABLATIONS, "worse", "--no-such-option")
+    with pytest.raises(train.data.InputError, match="worse-4 --no-such-option.*unrecognized"):
+        train.main()
