@@ -484,7 +484,7 @@ class Departures(nn.Module):
 
     def predict_level(self, t, x, d, cell_type, label, condition):
         """x_theta: the endpoint x_T (B, N) given x_t; with if-expressed levels it may look at what is on, d_t, only."""
-        start, scale = self.control_level[cell_type], self.level_scale
+        start, scale = (self.control_level if self.settings.discrete else self.control_mean)[cell_type], self.level_scale
         state = (x - start) / scale
         if self.settings.if_expressed:
             # Silent genes' levels are draws, which in training know nothing of the cell and in sampling do: hide them.

@@ -4,16 +4,17 @@
     python evaluate.py runs/x --training                             its training conditions (sample.py runs/x --training)
     python evaluate.py runs/x runs/y runs/z                          the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad     any model's cells
-
 theirs.h5ad: log1p X; obs with `condition` (such as KLF1+TGFBR2@k562), or `perturbation` and `cell_type`; the truth's gene names.
 
 One convention. The measured cells of a condition are split into random halves, 5 times. Every method is scored against the
-same half with as many cells as it holds, so that the finite-sample bias is the same for all; the floor is the other half.
-Gene sets: all, and the 20 and 40 genes of the largest Welch |t| of measured perturbed cells against controls.
+same half with as many cells as it holds (fewer, for all, where one has fewer), so that the finite-sample bias is the same for all; the
+floor is the other half. Gene sets: all, the 20 and 40 of the largest Welch |t| of measured perturbed cells against controls, and those
+that more than a fifth of the cells switch on or off (`switched`, in metrics.csv and .json).
 """
 import argparse
 import json
 import os
+import re
 
 import anndata
 import numpy as np
@@ -29,7 +30,6 @@ SPLITS, FEWEST, BLOCK = 5, 4, 1024                                          # ra
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
-#
 # Each a pure function of predicted cells x (n, N) and measured cells y (m, N), log1p, which are not changed.
 
 def squared_distances(x, y):
@@ -150,17 +150,24 @@ CORRELATIONS = ("activation PCC", "Pearson delta", "Pearson delta from mean", "D
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 def all_scores(x, y, sets, gammas, controls, reference, others):
-    """{(metric, gene set): score} of cells x (n, N) against y (n, N). controls: their moments. reference: the training perturbations' mean, or None."""
-    base, out = controls[0], {}
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N). controls: their moments; reference: the training perturbations' mean, or None."""
+    out = {metric: {} for metric in (*DISTANCES, *CORRELATIONS)}
     for genes, columns in sets.items():
         a, b = x[:, columns], y[:, columns]
-        out |= {("E-distance", genes): e_distance(a, b), ("EMD", genes): emd(a, b), ("MMD2", genes): mmd2(a, b, gammas[genes]),
-                ("activation PCC", genes): activation_pcc(a, b), ("Pearson delta", genes): pearson_delta(a, b, base[columns])}
+        out["E-distance"][genes], out["EMD"][genes], out["MMD2"][genes] = e_distance(a, b), emd(a, b), mmd2(a, b, gammas[genes])
+        out["activation PCC"][genes], out["Pearson delta"][genes] = activation_pcc(a, b), pearson_delta(a, b, controls[0][columns])
         if reference is not None:
-            out["Pearson delta from mean", genes] = pearson_delta(a, b, reference[columns])
-    out |= {("DE overlap", f"DE{k}"): de_overlap(x, y, controls, k) for k in (20, 40)}
-    out["discrimination", "all"] = discrimination(x, y, others)
+            out["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
+    out["DE overlap"] = {f"DE{k}": de_overlap(x, y, controls, k) for k in (20, 40)}
+    out["discrimination"]["all"] = discrimination(x, y, others)
     return out
+
+
+def averaged(several):
+    """The mean of nests {method: {metric: {gene set: score}}}, of the methods that all of them hold."""
+    return {name: {metric: {genes: float(np.mean([s[name][metric][genes] for s in several])) for genes in by_set}
+                   for metric, by_set in by_metric.items()}
+            for name, by_metric in several[0].items() if all(name in s for s in several)}
 
 
 def score_condition(measured, controls, methods, rng, orders=None, training=None, reference=None, others=()):
@@ -169,20 +176,21 @@ def score_condition(measured, controls, methods, rng, orders=None, training=None
     measured (n, N), controls (m, N), methods {name: cells or None}; the floor is added. orders: the random orders of the measured cells,
     training: cells (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the other conditions.
     """
-    ranked = np.argsort(-welch_t(measured, controls), kind="stable")
+    control_moments = moments(controls)
+    ranked = np.argsort(-welch_t(measured, control_moments), kind="stable")
     switched = np.abs((measured > 0).mean(0) - (controls > 0).mean(0)) > 0.2          # more than a fifth of the cells change state
     sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40], **({"switched": np.flatnonzero(switched)} if switched.any() else {})}
     gammas = {genes: gamma_by_median((controls if training is None else training)[:, columns]) for genes, columns in sets.items()}
-    half, scores, control_moments = len(measured) // 2, {}, moments(controls)
+    half, splits = len(measured) // 2, []
+    size = min(half, *(len(x) for x in methods.values() if x is not None))
     for split in range(SPLITS):
         order = rng.permutation(len(measured)) if orders is None else orders[split]
-        target = measured[order[:half]]
-        rivals = {name: x[rng.permutation(len(x))[:half]] for name, x in methods.items() if x is not None}
-        rivals["floor"] = measured[order[half:2 * half]]
-        for name, x in rivals.items():
-            for (metric, genes), value in all_scores(x, target, sets, gammas, control_moments, reference, others[split] if len(others) else ()).items():
-                scores.setdefault(name, {}).setdefault(metric, {}).setdefault(genes, []).append(value)
-    return {name: {m: {g: float(np.mean(v)) for g, v in by_set.items()} for m, by_set in by_metric.items()} for name, by_metric in scores.items()}, ranked
+        target = measured[order[:size]]
+        rivals = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items() if x is not None}
+        rivals["floor"] = measured[order[half:half + size]]
+        splits.append({name: all_scores(x, target, sets, gammas, control_moments, reference, others[split] if len(others) else ())
+                       for name, x in rivals.items()})
+    return averaged(splits), ranked
 
 
 def score(screen, predicted, seed=0):
@@ -191,7 +199,6 @@ def score(screen, predicted, seed=0):
     shifts, rng = mean_shifts(screen), np.random.default_rng(seed)
     training = screen.dense(rng.permutation(np.concatenate(list(screen.training_groups().values())))[:500])
     scored = [key for key in sorted(predicted) if len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2]
-    skipped = sorted(set(predicted) - set(scored))
     orders = {key: [rng.permutation(len(rows)) for _ in range(SPLITS)] for key, rows in screen.groups.items()
               if key[0] != data.CONTROL and len(rows) >= FEWEST and key[1] in {t for _, t in scored}}
     halves = {key: np.stack([np.asarray(screen.X[np.sort(screen.groups[key][o[:len(o) // 2]])].mean(0)).ravel() for o in mine])
@@ -199,17 +206,16 @@ def score(screen, predicted, seed=0):
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured, controls = screen.dense(screen.groups[key]), screen.dense(screen.controls(key[1]))
-        pool = rng.permutation(len(controls))
-        x0 = controls[pool[np.arange(len(measured)) % len(pool)]]
+        x0 = controls[rng.permutation(len(controls))[:len(measured)]]      # none twice: within-group means are of distinct cells
         methods = {name: predict(*key, x0) for name, predict in fitted.items()}
         mean = controls.mean(0) + np.mean([shifts[k] for k in in_type(shifts, key[1])], 0) if shifts else None
-        others = np.array([mine for k, mine in halves.items() if k[1] == key[1] and k != key]).swapaxes(0, 1) if len(halves) > 1 else ()
+        others = [np.stack(means) for means in zip(*(mine for k, mine in halves.items() if k[1] == key[1] and k != key))]
         scores, ranked = score_condition(measured, controls, {**methods, "model": predicted[key].toarray()}, rng, orders[key],
                                          training, mean, others)
         rows.append({"condition": "@".join(key), "cells": len(measured), "scores": scores,
                      "top_genes": [str(g) for g in screen.genes[ranked[:20]]]})
-    if skipped:
-        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {data.some(map('@'.join, skipped))}")
+    if len(scored) < len(predicted):
+        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {data.some(map('@'.join, sorted(predicted.keys() - set(scored))))}")
     if not rows:
         raise data.InputError(f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is nothing to score")
     return rows
@@ -233,24 +239,14 @@ def summarise(rows):
                 if not there.any():
                     continue
                 x, control, floor, model = x[there], control[there], floor[there], model[there]
-                entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
-                if metric in DISTANCES:
-                    entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
+                gap = {"gap_closed": gap_closed(x.mean(), control.mean(), floor.mean())} if metric in DISTANCES else {}
+                entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x), **gap}
                 if name not in ("model", "floor"):
                     better = (model - x) * (-1 if metric in DISTANCES else 1)
-                    entry["beaten_in"], contested = int((better > 0).sum()), int((better != 0).sum())
+                    entry["beaten_in"], contested = int((better > 0).sum()), int(((better > 0) | (better < 0)).sum())          # NaN takes no side
                     entry["p"] = float(stats.binomtest(entry["beaten_in"], contested).pvalue) if contested else 1.0
                 summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
-
-
-def without_nan(x):
-    """The same nest of dicts and lists with None for NaN, which JSON does not have."""
-    if isinstance(x, dict):
-        return {k: without_nan(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [without_nan(v) for v in x]
-    return None if isinstance(x, float) and np.isnan(x) else x
 
 
 def per_condition(rows):
@@ -272,18 +268,15 @@ def read_predicted(path, screen):
     names = screen.var_names if set(screen.var_names) <= set(where) else screen.genes
     missing = [g for g in names if g not in where]
     if missing:
-        raise data.InputError(f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such as "
-                              f"{missing[0]}")
+        raise data.InputError(f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such as {missing[0]}")
     obs = adata.obs
     if "perturbation" in obs and "cell_type" in obs:
         label = obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
     elif "condition" in obs:
         label = obs["condition"].astype(str)
     else:
-        raise data.InputError(f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
-                              f"{', '.join(obs) or 'none'}")
-    X, _ = data.log1p_csr(adata.X, path, counts=False)
-    X = X[:, [where[g] for g in names]]
+        raise data.InputError(f"{path}: needs obs columns perturbation and cell_type, or condition; it has {', '.join(obs) or 'none'}")
+    X = data.log1p_csr(adata.X, path, counts=False)[0][:, [where[g] for g in names]]
     out = {}
     for name in label.unique():
         if data.is_control(data.at_type(screen, name)[0]):
@@ -305,8 +298,7 @@ def write_truth(path, screen, conditions, predicted):
     keys = {*conditions, *((data.CONTROL, t) for _, t in conditions)}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     obs = pd.DataFrame({"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}, screen.cells[rows], dtype="category")
-    truth = anndata.AnnData(screen.X[rows], obs, pd.DataFrame({"gene_name": screen.genes}, screen.var_names))
-    data.write_h5ad(truth, path)
+    data.write_h5ad(anndata.AnnData(screen.X[rows], obs, pd.DataFrame({"gene_name": screen.genes}, screen.var_names)), path)
 
 
 def shared_genes(path, screen):
@@ -326,7 +318,7 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
     suffix = "_training" if training else ""
     if run:
         predicted, out = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad", out or run
-        if screen is None:
+        if not screen:
             about = data.open_h5ad(predicted).uns.get("departures")
             if about is None:
                 raise data.InputError(f"{predicted}: not written by sample.py; score it with --predicted and --data")
@@ -338,16 +330,18 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
         raise data.InputError(f"{screen.source}: {data.some(map('@'.join, sorted(set(cells) - screen.held_out)), 3)} of {predicted} are not held "
                               "out: the file has changed since; restore it, or train again")
     if not run:
-        screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see
+        screen.held_out |= set(cells)                                      # what was predicted is not for the baselines to see,
+        if "split" in screen.obs:                                          # nor is what the file marks as test
+            marked = screen.obs["split"].astype(str).isin(("test", "ood")).to_numpy()
+            screen.held_out |= {key for key, group in screen.groups.items() if key[0] != data.CONTROL and marked[group].all()}
     if truth:
         write_truth(truth, screen, cells, predicted)
-    rows = score(screen, cells, seed)
-    rows.sort(key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
+    rows = sorted(score(screen, cells, seed), key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
     shown = grids(summary, rows, paper_of(screen))
     os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
-    metrics = without_nan({"summary": summary, "conditions": rows, "splits": SPLITS})
-    data.save(f"{out}/metrics{suffix}.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    metrics = json.dumps({"source": screen.source, "summary": summary, "conditions": rows}, indent=1)
+    data.save(f"{out}/metrics{suffix}.json", re.sub(r"\bNaN\b(?=,?\n)", "null", metrics).encode())          # JSON has no NaN
     data.save(f"{out}/metrics{suffix}.csv", per_condition(rows).to_csv(index=False).encode())
     data.save(f"{out}/metrics{suffix}.md", markdown(shown).encode())
     draw_scores(f"{out}/figures{suffix}", screen, rows, summary, cells)
@@ -357,14 +351,20 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
 
 
 def pool_runs(runs, suffix="", out=None):
-    """Print one table over the conditions of several runs that were scored already; with a folder, write it there too."""
-    rows = []
+    """Print one table over the conditions of several runs that were scored already; with a folder, write it there too.
+
+    Runs on one screen (several seeds) share conditions; these are averaged first, for they are not independent.
+    """
+    found = {}
     for run in runs:
         try:
             with open(f"{run}/metrics{suffix}.json") as file:
-                rows += json.load(file)["conditions"]
+                content = json.load(file, object_hook=lambda entry: {key: np.nan if value is None else value for key, value in entry.items()})
+            for row in content["conditions"]:
+                found.setdefault((content["source"], row["condition"]), []).append(row)
         except (OSError, ValueError, KeyError) as e:
             raise data.InputError(f"{run}/metrics{suffix}.json: not readable; score each run first, with evaluate.py {run}") from e
+    rows = [{**same[0], "scores": averaged([row["scores"] for row in same])} for same in found.values()]
     shown = grids(summarise(rows), rows)
     if out:
         os.makedirs(out, exist_ok=True)
@@ -392,8 +392,8 @@ def main():
         raise data.InputError(f"--seed must not be negative, it is {args.seed}")
     if len(args.run) > 1:
         return pool_runs(args.run, "_training" if args.training else "", args.out)
-    columns = {c: getattr(args, c) for c in columns}
-    evaluate_run(args.run[0] if args.run else None, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth, columns)
+    evaluate_run(args.run[0] if args.run else None, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth,
+                 {c: getattr(args, c) for c in columns})
 
 
 if __name__ == "__main__":

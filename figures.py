@@ -29,9 +29,9 @@ TITLES = {"raw": "mean ± standard deviation over {n} conditions",
           "wins": "conditions in which the model is better, and the p-value of a two-sided sign test"}
 SHORT = {"E-distance": "E", "MMD2": "MMD²", "activation PCC": "PCC on", "Pearson delta": "r of Δ", "Pearson delta from mean": "r from mean",
          "discrimination": "discrim."}
-CONVENTION = """Measured cells are halved at random, 5 times; each method is scored against the same half, with as many cells as it holds;
-the floor is the other half. E: root of the unbiased energy distance; EMD: mean Wasserstein-1 over genes; log1p; lower is better.
-PCC on: correlation of the fractions of expressing cells; r of Δ: of mean changes from the controls; r from mean: from the mean of
+CONVENTION = """Measured cells are halved at random, 5 times; every method is scored against the same half, with as many cells as it holds (fewer,
+for all, where a method has fewer); the floor is the other half. E: root of the unbiased energy distance; EMD: mean Wasserstein-1 over
+genes; MMD²: Gaussian kernel; of log1p, lower is better. PCC on: correlation of the fractions of expressing cells; r of Δ: of mean changes from the controls; r from mean: from the mean of
 the training perturbations; overlap: of the genes that change most; discrim.: rank of the true condition, 0.5 is chance."""
 PAPER = {  # arXiv 2511.13124, Tables 1 and 2, Departures: (E, sd), (EMD, sd), (PCC, sd) of all, DE20, DE40; its own split and cells
     "Adamson": {"all": ((.5955, .1212), (.0356, .0053), (.9910, .0078)), "DE20": ((.5028, .1942), (.0953, .0487), (.9515, .0685)),
@@ -112,7 +112,7 @@ def draw_ablation(path, table):
     figure, panels = plt.subplots(1, 4, figsize=(12, 0.9 + 0.27 * len(names)), sharey=True, layout="constrained")
     for panel, measure in zip(panels, measures):
         values = [table.loc[table["name"] == name, measure].to_numpy() for name in names]
-        low = min(-0.02, *(min(-0.3, 0) if v.mean() < -0.3 else v.min() for v in values))
+        low = min(-0.02, *(-0.3 if v.mean() < -0.3 else v.min() for v in values))
         panel.barh(names, [max(v.mean(), low) for v in values], color=[PREDICTED if name == "default" else "#56B4E9" for name in names])
         for i, v in enumerate(values):
             panel.plot(np.maximum(v, low), [i] * len(v), "o", color="black", markersize=2.5)
@@ -231,8 +231,8 @@ def draw_means(path, screen, rows, predicted, fractions=False):
                                   layout="constrained", squeeze=False)
     for panel, row in zip(panels.flat, rows):
         key = next(k for k in predicted if "@".join(k) == row["condition"])
-        measured, control, cells = (X.toarray() for X in (screen.X[screen.groups[key]], screen.X[screen.controls(key[1])], predicted[key]))
-        x, y = ((m > 0).mean(0) if fractions else m.mean(0) - control.mean(0) for m in (measured, cells))
+        control = np.asarray(screen.X[screen.controls(key[1])].mean(0)).ravel()
+        x, y = ((m > 0).mean(0) if fractions else m.mean(0) - control for m in (screen.dense(screen.groups[key]), predicted[key].toarray()))
         strongest = np.isin(screen.genes, row["top_genes"])
         limits = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
         panel.plot(limits, limits, color="black", linewidth=0.8, linestyle=(0, (2, 2)))

@@ -27,7 +27,7 @@ import data
 from departures import ActiveValues, Departures, Settings, propagate, sample
 from figures import draw_paths
 
-FORMAT = 2                                                                  # of the checkpoint; raise it when that changes
+FORMAT = 3                                                                  # of the checkpoint; raise it when that changes
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
@@ -271,7 +271,7 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
                                                        "reading": json.dumps(content["reading"]), "controls": screen.source},
                     with_controls)
-    if parts and not conditions and not training:
+    if parts and out == f"{run}/predicted.h5ad":
         os.makedirs(f"{run}/figures", exist_ok=True)
         trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], table, seed, device)
     if parts:

@@ -282,21 +282,27 @@ def ablate():
     A process each, so that any one can be repeated alone; what is done already is not done again.
     """
     mine = argparse.ArgumentParser(add_help=False)
-    for name, default in (("--out", ""), ("--seed", 0), ("--data", "")):
+    for name, default in (("--out", ""), ("--seed", 0), ("--data", ""), ("--device", "cpu")):
         mine.add_argument(name, default=default, type=type(default))
     mine.add_argument("--ablate", nargs="?", type=int, const=3)
     mine, rest = mine.parse_known_args()
     out, rows = mine.out or f"runs/ablation-{os.path.splitext(os.path.basename(mine.data or 'simulated'))[0]}", []
+    given = " ".join([*rest, mine.data])
+    if os.path.exists(f"{out}/options.txt") and open(f"{out}/options.txt").read() != given:
+        raise data.InputError(f"{out}: an ablation with other options; give another --out")
+    os.makedirs(out, exist_ok=True)
+    data.save(f"{out}/options.txt", given.encode())
     todo = list(itertools.product(range(mine.seed, mine.seed + mine.ablate), ABLATIONS.items()))
     for seed, (name, changes) in tqdm(todo, desc="ablation", unit="run"):
         run = f"{out}/{name.replace(' ', '-')}-{seed}"
         options = [*rest, *(["--data", mine.data] if mine.data else []), "--seed", str(seed), "--out", run, *changes.split()]
         if os.path.exists(f"{run}/model.pt"):
             options = ["--resume", run]
+        options += ["--device", mine.device]
         if not os.path.exists(f"{run}/metrics.json"):
             done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             if done.returncode:
-                raise data.InputError(f"train.py {' '.join(options)}: {done.stderr.strip().splitlines()[-1]}")
+                raise data.InputError(f"train.py {' '.join(options)}: {(done.stderr.strip() or f'ended with {done.returncode}').splitlines()[-1]}")
         with open(f"{run}/metrics.json") as file:
             summary = json.load(file)["summary"]
         rows.append({"name": name, "seed": seed, "plan information": pd.read_csv(f"{run}/log.csv")["plan_information"].mean(),
@@ -331,6 +337,8 @@ def check(settings):
         fine = False
     if not fine:
         raise data.InputError(f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}")
+    if not settings.discrete and (settings.if_expressed or settings.coupled):
+        raise data.InputError("--no-discrete needs --no-if-expressed, and no --coupled: one bridge alone has to carry the zeros")
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
         raise data.InputError("--epsilon bridge is defined for --cost sqeuclidean only")
 

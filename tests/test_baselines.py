@@ -20,11 +20,14 @@ def screen_of(means, cells=40, noise=0.0, genes=None):
                        np.array([p for p, _ in labels]), np.array([t for _, t in labels]), "gene", pd.DataFrame(index=range(len(X))))
 
 
-def test_shifted_controls_keep_their_zeros_and_reach_the_mean():
+def test_shifted_controls_keep_their_zeros_and_move_where_they_are_expressed():
     x0 = np.abs(rng.normal(3, 0.5, size=(200, 4))) * (rng.random((200, 4)) < 0.7)
     moved = shifted(x0, np.array([0.5, -0.5, 0.0, -99.0]))
-    assert ((moved > 0) <= (x0 > 0)).all() and np.allclose((moved - x0).mean(0)[:3], [0.5, -0.5, 0], atol=1e-5)
-    assert not moved[:, 3].any()
+    on = x0 > 0
+    assert not moved[~on].any() and np.allclose((moved - x0)[on[:, 0], 0], 0.5, atol=1e-5) and np.allclose((moved - x0)[on[:, 1], 1], -0.5, atol=1e-5)
+    assert np.allclose(moved[:, 2], x0[:, 2]) and not moved[:, 3].any()
+    own = rng.normal(0, 0.1, (200, 4))
+    assert np.allclose(shifted(x0, own)[on], np.maximum(x0 + own, 0)[on], atol=1e-5)           # each cell by its own
 
 
 def test_the_additive_baseline_sums_what_each_target_does_alone():
@@ -75,14 +78,15 @@ def test_linear_is_two_ridge_regressions_one_on_each_side():
 
 def test_laot_finds_a_planted_linear_map_without_the_pairs():
     """Cells move by a small linear map and are shuffled: the baseline moves new controls by the same map."""
-    axes, map_ = np.linalg.qr(rng.normal(size=(20, 3)))[0].T, np.eye(20) + 0.02 * rng.normal(size=(20, 20))
+    rng = np.random.default_rng(0)
+    axes, map_ = np.linalg.qr(rng.normal(size=(20, 3)))[0].T, np.eye(20) + 0.04 * rng.normal(size=(20, 20))
     control, new = (rng.normal(size=(n, 3)) @ axes for n in (300, 50))
     X = np.concatenate([control, (control @ map_.T)[rng.permutation(300)]]) + 20
     screen = screen_of({("control", "x"): np.zeros(20), ("A", "x"): np.zeros(20)}, cells=300)
     screen.X = sparse.csr_matrix(X)
     moved, truth = laot_map(screen, components=3)("A", "x", new + 20) - (new + 20), new @ (map_ - np.eye(20)).T
-    seen = truth @ axes.T @ axes                                           # what happens within the components
-    assert np.abs(moved - seen).max() < 0.02 < 0.1 < np.abs(seen).max()
+    within = np.corrcoef((moved @ axes.T).ravel(), (truth @ axes.T).ravel())[0, 1]          # the components; beside them it moves as the mean
+    assert within > 0.95 and np.abs(moved @ axes.T).max() > 0.05
 
 
 def test_baselines_leave_blank_what_they_cannot_say():

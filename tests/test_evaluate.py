@@ -1,10 +1,11 @@
 """The metrics against independent implementations, and the table's order of good and bad predictions."""
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 from scipy.spatial.distance import cdist
 
 import data
@@ -182,6 +183,71 @@ def test_the_table_ranks_bad_predictions_below_the_baselines(screen):
     assert summary["twin"]["model"]["discrimination"]["all"]["mean"] > 0.95 > 0.6 > summary["controls"]["model"]["discrimination"]["all"]["mean"]
     assert summary["twin"]["linear knock-out"]["E-distance"]["all"]["beaten_in"] == len(keys)
     assert summary["shuffled"]["control"]["E-distance"]["all"]["beaten_in"] == 0
+
+
+def screen_with(groups, genes=12, seed=0):
+    """A screen of so many cells {(perturbation, cell type): n}, all alike but for noise."""
+    g = np.random.default_rng(seed)
+    labels = [key for key, n in groups.items() for _ in range(n)]
+    X = (np.maximum(g.normal(2, 1, (len(labels), genes)), 0) * (g.random((len(labels), genes)) < 0.7)).astype(np.float32)
+    names = np.array([f"g{i}" for i in range(genes)])
+    return data.Screen(sparse.csr_matrix(X), names, names, np.array([f"c{i}" for i in range(len(labels))]), *map(np.array, zip(*labels)), "gene",
+                       pd.DataFrame(index=range(len(labels))))
+
+
+def test_one_condition_in_a_cell_type_is_scored_without_discrimination():
+    """As stimulated PBMC: nothing to be told apart from."""
+    screen = screen_with({(p, t): 20 for p in ("control", "A") for t in ("x", "y")} | {("B", "y"): 20})
+    rows = score(screen, {key: screen.X[screen.groups[key]] for key in (("A", "x"), ("A", "y"))})
+    discrimination = {r["condition"]: r["scores"]["model"]["discrimination"]["all"] for r in rows}
+    assert np.isnan(discrimination["A@x"]) and 0 <= discrimination["A@y"] <= 1
+
+
+def test_few_controls_or_few_predicted_cells_bias_no_distance():
+    """Nothing happens in this screen: whoever is scarce, all are scored on as many cells, none of them twice, and no gap opens."""
+    screen = screen_with({("control", "x"): 30, ("A", "x"): 400, ("B", "x"): 30})
+    for n in (400, 12):
+        (row,) = score(screen, {("A", "x"): screen_with({("A", "x"): n}, seed=1).X})
+        energy, w = ({name: s[m]["all"] for name, s in row["scores"].items()} for m in ("E-distance", "EMD"))
+        assert max(energy.values()) < 0.5 and max(w.values()) < 1.4 * min(w.values()), (n, energy, w)
+
+
+def test_an_undefined_score_takes_no_side_in_the_sign_test():
+    rows = [row(1.0, 0.4) for _ in range(6)]
+    for r in rows[2:]:
+        r["scores"]["model"]["discrimination"]["all"] = float("nan")
+    control = summarise(rows)["control"]["discrimination"]["all"]
+    assert control["beaten_in"] == 2 and control["p"] == pytest.approx(stats.binomtest(2, 2).pvalue)
+
+
+def test_nothing_that_scoring_learns_comes_from_held_out_cells(screen, monkeypatch):
+    """Neither the kernel's width nor the mean of the training perturbations changes with the held-out cells that are not scored."""
+    scored, other = sorted(screen.held_out)[0], sorted(screen.held_out)[-1]
+    asked = []
+    monkeypatch.setattr(evaluate, "score_condition", lambda m, c, methods, rng, orders, training, reference, others: (
+        asked.append((training, reference)), ({"control": {}}, np.arange(60)))[1])
+    score(screen, {scored: screen.X[:10]})
+    changed = screen.X.copy()
+    changed[screen.groups[other]] = 50
+    monkeypatch.setattr(screen, "X", changed.tocsr())
+    score(screen, {scored: screen.X[:10]})
+    assert all(np.array_equal(a, b) for a, b in zip(*asked))
+
+
+def test_what_the_truth_marks_as_test_is_hidden_from_the_baselines(tmp_path, monkeypatch):
+    simulate_screen(30, 4, 600, seed=0).write_h5ad(tmp_path / "truth.h5ad")
+    truth = anndata.read_h5ad(tmp_path / "truth.h5ad")
+    names = sorted(set(truth.obs["condition"]) - {"ctrl"})
+    truth.obs["split"] = np.where(truth.obs["condition"].isin(names[:2]), "test", "train")
+    truth.write_h5ad(tmp_path / "truth.h5ad")
+    theirs = truth[(truth.obs["condition"] == names[0]).to_numpy()].copy()
+    theirs.obs = theirs.obs[["cell_type"]].assign(perturbation=names[0].removesuffix("+ctrl"))
+    theirs.write_h5ad(tmp_path / "theirs.h5ad")
+    seen = []
+    monkeypatch.setattr(evaluate, "score", lambda screen, cells, seed: seen.append(screen.held_out) or (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate_run(None, predicted=str(tmp_path / "theirs.h5ad"), path=str(tmp_path / "truth.h5ad"))
+    assert {p for p, _ in seen[0]} == {name.removesuffix("+ctrl") for name in names[:2]}
 
 
 def row(control, model, floor=0.1, **more):
