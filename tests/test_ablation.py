@@ -36,7 +36,7 @@ def test_without_the_discrete_bridge_one_bridge_answers_for_silent_genes_too():
     assert level.item() != pytest.approx(loss_of(both, x)[0].item())
     draw = lambda model: sample(model, x.repeat(200, 1), ((), 0), None, torch.Generator().manual_seed(0))     # noqa: E731
     assert torch.equal(*draw(alone)) and not torch.equal(*draw(both))
-    assert (draw(alone)[0] >= 0).all() and torch.equal(draw(alone)[1], draw(both)[1])
+    assert (draw(alone)[0] >= 0).all() and (draw(alone)[0] > 0).float().mean() > (draw(both)[0] > 0).float().mean()
 
 
 def test_coupled_activation_looks_at_levels_of_expressed_genes_only():
