@@ -215,7 +215,7 @@ def test_the_matching_mean_is_the_nearest_training_condition():
 
 def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(drugs, tmp_path):
     _, screen, _ = drugs
-    evaluate.write_truth(str(tmp_path / "truth.h5ad"), screen, {("B-1:0.1", "typeA"): None})
+    evaluate.write_truth(str(tmp_path / "truth.h5ad"), screen, {("B-1:0.1", "typeA"): None}, "predicted.h5ad")
     truth = anndata.read_h5ad(tmp_path / "truth.h5ad")
     rows = np.sort(np.concatenate([screen.groups["B-1:0.1", "typeA"], screen.controls("typeA")]))
     assert truth.obs_names.tolist() == screen.cells[rows].tolist() and (truth.X != screen.X[rows]).nnz == 0
