@@ -11,9 +11,8 @@ Read from top to bottom, with the paper beside it:
     7  loss                        Eq. 9, 14, 15
     8  sampler                     Eq. 16 to 18
 
-Time runs from 0 (control) to T = 1 (perturbed). Axes: B cells of a batch, N genes, C distinct conditions of a batch,
-P targets (perturbed genes, or drugs), Q training conditions, K cell types. x (B, N) is log1p expression, d = (x != 0) its
-activation as 0.0 or 1.0, t (B, 1). Where the code departs from the printed equations, a comment beside it says why.
+Time runs from 0 (control) to T = 1 (perturbed). Axes: B cells of a batch, N genes, C distinct conditions of a batch, P targets (perturbed
+genes, or drugs), Q training conditions, K cell types. x (B, N) is log1p expression, d = (x != 0) its activation as 0.0 or 1.0, t (B, 1).
 """
 import math
 from dataclasses import dataclass, field
@@ -57,23 +56,26 @@ class Settings:
     grn_hubs: int = option(20, "measured genes that vary most with others, to be nodes of it beside the targets")
     drug_embedding: str = option("", "structures of drugs: CSV by drug name (numbers, or a SMILES column); without it the file's own")
     grn_sparsity: float = option(90.0, "penalty on the structural network's edges")
-    target_dropout: float = option(0.5, "probability of hiding who the target is, so that the network must explain it")
+    target_dropout: float = option(0.3, "probability of hiding who the target is, so that the network must explain it")
+    type_dropout: float = option(0.5, "probability of hiding what a target does in this cell type beyond what it does in all")
+    prior: float = option(0.1, "scale of the Cauchy prior on what a gene's loss does in every cell type (screens of genes); 0: none")
     # networks and training
     width: int = option(256, "hidden units of x_theta and d_theta")
     embedding: int = option(64, "length of a target's learned embedding")
     epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5")
     batch: int = option(64, "pairs in a batch (paper 64 and 256)")
-    learning_rate: float = option(1e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine")
+    learning_rate: float = option(2e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine")
     seed: int = option(0, "of everything random: the split, the pairs, the training, the samples")
     # data
     genes: int = option(5000, "genes to keep: the perturbed ones, then the most variable (paper 5,000 and 2,000)")
     test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)")
 
     def as_in_the_paper(self):
-        """The literal method: none of the five improvements, the co-expression network, the released code's pairing. What the paper
-        leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay."""
+        """The literal method: none of the five improvements, no prior, the co-expression network, the released code's pairing. What
+        the paper leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay."""
         self.skip_gate = self.if_expressed = self.null_pairs = self.exact_step = False
-        self.label_dropout, self.grn, self.pairing, self.epsilon = 0.0, "coexpression", "entropic", "0.1max"
+        self.label_dropout, self.prior, self.learning_rate = 0.0, 0.0, 1e-3
+        self.grn, self.pairing, self.epsilon = "coexpression", "entropic", "0.1max"
         return self
 
 
@@ -82,8 +84,7 @@ class Settings:
 def bridge_sample(x0, xT, t, sigma, generator=None):
     """x_t of the Brownian bridge from x0 to xT (B, N) at times t (B, 1): Eq. 4 and 7.
 
-    The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has the bridge term B_t - t B_T the
-    variance t (1 - t) that the next line of the paper states.
+    The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has B_t - t B_T the paper's variance t (1 - t).
     """
     z = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     return (1 - t) * x0 + t * xT + sigma * torch.sqrt(t * (1 - t)) * z
@@ -126,8 +127,8 @@ def mixture_sample(d0, dT, t, kappa="linear", generator=None):
 def ctmc_rate(y, d, p_on, t, kappa="linear"):
     """Rate u_t(y, d) of each gene from state d to state y, given p_on = P(d_T = 1 | d_t): Eq. 13, corrected.
 
-    The factor is kappa' / (1 - kappa), which is 1 / (T - t) for kappa = t. With the printed kappa / (1 - kappa) the chain's
-    forward equation does not return the mixture of Eq. 11: at t = 0, for one, nothing would ever move.
+    The factor is kappa' / (1 - kappa), 1 / (T - t) for kappa = t. With the printed kappa / (1 - kappa) the chain's forward equation does not
+    return the mixture of Eq. 11: at t = 0, for one, nothing would ever move.
     """
     p_y = torch.where(y == 1, p_on, 1 - p_on)
     return KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t)) * (p_y - (y == d).to(p_on.dtype))
@@ -136,9 +137,9 @@ def ctmc_rate(y, d, p_on, t, kappa="linear"):
 def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
     """d_{t+h}: every gene is redrawn from its posterior with probability (kappa(t+h) - kappa(t)) / (1 - kappa(t)). Eq. 17.
 
-    The printed Eq. 17 adds h p / (T - t) to the current state and so sums to 1 + h / (T - t); the probability that is added
-    must leave the current state: delta + h (p - delta) / (T - t). For kappa = t our jump probability is that h / (T - t); for
-    any kappa it integrates Eq. 13 exactly while the posterior stands still, and the last step redraws every gene.
+    The printed Eq. 17 adds h p / (T - t) to the current state and so sums to 1 + h / (T - t); what is added must leave the current state:
+    delta + h (p - delta) / (T - t). For kappa = t our jump probability is that h / (T - t); for any kappa it integrates Eq. 13 exactly
+    while the posterior stands still, and the last step redraws every gene.
     """
     now, then = (KAPPA[kappa](torch.tensor(s, dtype=torch.float64)).item() for s in (t, min(t + h, 1.0)))
     jump, on = torch.rand((2, *d.shape), generator=generator, device=d.device, dtype=d.dtype)
@@ -150,9 +151,9 @@ def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
 class ActiveValues:
     """The non-zero values of each gene in each population, to draw from (arrays of `sample.active_values`).
 
-    Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge therefore runs between levels
-    *if expressed*: a silent gene's level is a draw from the same gene in cells of the same population that do express it. With zeros left in,
-    training would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising.
+    Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge runs between levels *if
+    expressed*: a silent gene's is a draw from the gene in cells of the same population that do express it. With zeros left in, training
+    would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising.
     """
 
     def __init__(self, start, count, values, device="cpu"):
@@ -180,8 +181,8 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 def regularisation(C, cost, epsilon, sigma):
     """epsilon in units of the cost matrix C: a fraction of its mean, or ("0.1max") of its maximum, or "bridge".
 
-    The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for |x - y|^2 that is
-    2 sigma^2 T. (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there.
+    The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for |x - y|^2, 2 sigma^2 T.
+    (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there.
     """
     if epsilon.endswith("max"):
         return float(epsilon.removesuffix("max")) * C.max().item()
@@ -195,8 +196,7 @@ def regularisation(C, cost, epsilon, sigma):
 def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
     """Transport plan (n, m) between uniform weights for cost C, and its largest relative marginal error.
 
-    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's own device; not converged
-    if the error exceeds `tolerance`) or "random" (independent coupling).
+    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's device) or "random".
     """
     n, m = C.shape
     a, b = C.new_full((n,), 1 / n), C.new_full((m,), 1 / m)
@@ -212,8 +212,8 @@ def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
 
 def plan_information(plan):
     """How far a plan (n, m) is from uniform: its mutual information over log min(n, m), 0 for independent pairs and 1 for one-to-one."""
-    n, m = plan.shape
-    return (torch.special.xlogy(plan, plan * n * m).sum() / math.log(min(n, m))).item() if min(n, m) > 1 else 1.0
+    most = math.log(min(plan.shape))
+    return (torch.special.xlogy(plan, plan * plan.numel()).sum() / most).item() if most else 1.0
 
 
 def draw_partners(plan, generator=None):
@@ -236,10 +236,9 @@ def pair(xT, x0, settings, generator=None):
 
 # ======================================================================================== 5  gene-regulatory network
 #
-# What a target does to every gene, before any network is trained: a table of effects (P, N), one row per target, in units of
-# each gene's standard deviation per unit of the target's own. A knock-down multiplies the row by a negative number
-# (`Departures.knock_down`). The encoder of section 6 learns from the training perturbations how far to trust it. A row of zeros
-# says: this network does not know that gene.
+# What a target does to every gene, before any network is trained: a table of effects (P, N), one row per target, in units of each gene's
+# standard deviation per unit of the target's own. A knock-down multiplies the row by a negative number (`Departures.knock_down`). The
+# encoder of section 6 learns from the training perturbations how far to trust it. A row of zeros: not known to this network.
 
 def propagate(W, sources, hops=3):
     """Effects (P, N) of holding nodes `sources` (P,) one unit up in a network W (N, N) whose entry [j, i] is the edge i -> j.
@@ -310,9 +309,9 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
 def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, **options):
     """Effects (P, N) by `fit_structural_equations`, each target's from fits that never saw it perturbed (cross-fitting).
 
-    A training target's row must be as good as an unseen one's, no better, or the encoder would learn to trust the network more than it
-    deserves. Targets of training conditions are dealt to folds; the rest get the mean over the fits. Hubs, the genes that co-vary most,
-    are nodes as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets.
+    A training target's row must be as good as an unseen one's, no better, or the encoder would trust the network more than it deserves.
+    Targets of training conditions are dealt to folds; the rest get the mean over the fits. Hubs, the genes that co-vary most, are nodes
+    as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets.
     """
     P, degree = len(nodes), S.square().sum(0).index_fill(0, nodes, -1.0)
     nodes = torch.cat([nodes, degree.topk(min(hubs, len(S) - P)).indices])
@@ -336,38 +335,40 @@ class Encoded(NamedTuple):
     level: torch.Tensor          # (C, N) shift of the mean level if expressed
     logit: torch.Tensor          # (C, N) shift of the log odds of being expressed
     z: torch.Tensor              # (C, embedding) for the trunks
+    prior: torch.Tensor          # (C, 1) how unlikely a shift is that all cell types share
 
 
 class PerturbationEncoder(nn.Module):
     """A condition ((target, dose), ...), cell type -> how it shifts every gene. Runs once per distinct condition.
 
-    Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from the
-    gene's own statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per (target,
-    cell type), linear from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
+    Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from the gene's own
+    statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per (target, cell type), linear
+    from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
     `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
-    `expected` (not zero, which is "no perturbation": the origin must be the controls). The part for the cell type alone drops out
-    as often, so that the rest holds in a type where the target was never seen.
+    `expected` (not zero, which is "no perturbation"). The part for the cell type drops out (`type_dropout`), so that the rest holds in a
+    type where the target was never seen; for genes that rest has a Cauchy prior, or it would carry the sampling noise of a few cells there.
     """
 
     def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed, structure):
         super().__init__()
         k = settings.embedding
-        self.dropout, self.dosed, self.n_types = settings.target_dropout, dosed, n_types
+        self.dosed, self.n_types, self.scale = dosed, n_types, 0.0 if dosed else settings.prior
+        self.register_buffer("dropout", torch.tensor([[settings.target_dropout], [settings.type_dropout]]), persistent=False)
         self.target, self.pair = nn.Embedding(n_targets + 1, k), nn.Embedding(n_targets * n_types, k)
         self.hill, self.from_structure = nn.Linear(k, 2), nn.Linear(structure, k)         # log slope, log10 of the half-way dose
         self.register_buffer("structure", torch.zeros(n_targets, structure))              # a drug's; rows of zeros: not known
         self.register_buffer("usual_dose", torch.zeros(()))                               # log10
         self.memory = nn.Linear(k, 2 * n_genes, bias=False)
         self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 16), nn.SiLU(), nn.Linear(16, 2 * channels))
-        for weights in (self.target.weight, self.pair.weight):
-            nn.init.normal_(weights, std=0.3)
+        for weights, std in ((self.target.weight, 0.3), (self.pair.weight, 0.3), (self.gain[2].weight, 0.02)):
+            nn.init.normal_(weights, std=std)
         for weights in (self.memory.weight, self.hill.weight, self.hill.bias):
             nn.init.zeros_(weights)
-        nn.init.normal_(self.gain[2].weight, std=0.02)
         nn.init.constant_(self.gain[2].bias, 0.4)
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
         self.register_buffer("seen_pair", torch.zeros(n_targets, n_types, dtype=torch.bool))
         self.register_buffer("effects", torch.zeros(channels, n_targets, n_genes))
+        self.register_buffer("cells", torch.tensor(math.inf))                             # of a training condition, on average
 
     def expected(self):
         """The memory (embedding,) of a target never seen: the mean over those seen, shrunk towards no effect.
@@ -399,20 +400,25 @@ class PerturbationEncoder(nn.Module):
             dose = torch.tensor([r[2] for r in rows], device=device)
             slope, middle = self.hill(z).unbind(1)
             z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - self.usual_dose - middle))[:, None]
-        z = torch.zeros(C, z.shape[1], device=device).index_add(0, c, z)
+        # What the trunks learnt of a gene holds in the types where it was seen: elsewhere only the memory speaks of it.
+        told = z if self.training or self.dosed else z * ~(known & ~known_pair)[:, None]
+        z, told, new = (torch.zeros(C, *part.shape[1:], device=device).index_add(0, c, part) for part in (z, told, (~known_pair).float()))
         effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
         cell_type = torch.tensor([k for _, k in conditions], device=device)
         gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type], model.level_scale.expand(C, -1)], -1)     # (C, N, 3)
         e = effect.permute(1, 2, 0)
         gain = self.gain(torch.cat([gene, e, e.abs().sqrt()], -1)).unflatten(-1, (2, -1))          # (C, N, 2, channels)
-        shift = (gain * e[:, :, None]).sum(-1) + self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)
-        return Encoded(shift[..., 0], shift[..., 1], z)
+        memory = self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)                               # (C, N, 2)
+        shift = (gain * e[:, :, None]).sum(-1) + memory
+        # Minus the prior's log in the losses' units: Eq. 14 counts a gene's log-likelihood 1/N times, Eq. 9 by `weight` (N,) times that.
+        a, weight = self.scale or math.inf, 2 * model.level_scale ** 2 / model.control_fraction.mean()
+        unlikely = torch.log1p((memory[..., 1] / a) ** 2) + weight * torch.log1p((memory[..., 0] / model.level_scale / a) ** 2)
+        return Encoded(shift[..., 0], shift[..., 1], told, (unlikely.mean(1) / self.cells * (new > 0))[:, None])
 
 
 class Trunk(nn.Module):
     """A residual MLP of a cell's state, the time, the cell type's label and the condition: (B, inputs) -> (B, N)."""
-
     def __init__(self, settings, inputs, n_genes, n_types):
         super().__init__()
         H = settings.width
@@ -432,18 +438,14 @@ class Trunk(nn.Module):
 
 
 class Departures(nn.Module):
-    """x_theta and d_theta with their encoder, for named genes, targets and cell types.
-
-    A cell type is known by what its controls are like (`add_cell_type`), besides its label: so a type without any perturbed
-    cells, or one that only appears when sampling, has all it needs.
-    """
+    """x_theta and d_theta with their encoder, for named genes, targets and cell types. A cell type is known by what its controls are like
+    (`add_cell_type`), besides its label: so one that only appears when sampling has all it needs."""
 
     def __init__(self, settings, genes, targets, cell_types, kind="gene", channels=1, structure=1):
         super().__init__()
         N, K = len(genes), len(cell_types)
-        self.settings, self.kind = settings, kind
+        self.settings, self.kind, self.n_labels = settings, kind, K        # cell types added later have no label
         self.genes, self.targets, self.cell_types = list(genes), list(targets), list(cell_types)
-        self.n_labels = K                                                   # cell types added later have no label
         position = {g: i for i, g in enumerate(self.genes)}
         self.register_buffer("target_gene", torch.tensor([position.get(p, -1) for p in targets], dtype=torch.long))
         for name in ("control_mean", "control_level", "control_fraction"):  # mean, mean if expressed, fraction expressing
@@ -465,8 +467,8 @@ class Departures(nn.Module):
     def gate(self, t):
         """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
 
-        The skip gate is an improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by
-        gene, and a network with a bottleneck cannot make one. For activation, `evidence` is its counterpart.
+        An improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by gene, and a network with
+        a bottleneck cannot make one. For activation, `evidence` is its counterpart.
         """
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
@@ -504,10 +506,8 @@ class Departures(nn.Module):
         return logit + self.evidence(t, d, cell_type) if self.settings.skip_gate else logit
 
     def label(self, cell_type, generator=None):
-        """The cell type's label for the trunks, hidden where it is not known and, in training, at random.
-
-        Label dropout is an improvement on the paper: x_0 carries the cell type, and a label never seen perturbed misleads.
-        """
+        """The cell type's label for the trunks, hidden where it is not known and, in training, at random: an improvement on the paper,
+        for x_0 carries the cell type, and a label never seen perturbed misleads."""
         hide = cell_type >= self.n_labels
         if self.training:
             hide = hide | (torch.rand(cell_type.shape, generator=generator, device=cell_type.device) < self.settings.label_dropout)
@@ -550,10 +550,9 @@ def activation_loss(dT, logit):
 
 
 def joint_loss(model, x0, xT, conditions, which, populations, values=None, generator=None):
-    """Eq. 9 and Eq. 14, whose sum is Eq. 15, on pairs (x0, xT) (B, N).
+    """Eq. 9 and Eq. 14, whose sum is Eq. 15, on pairs (x0, xT) (B, N); and the prior's share, to be added.
 
-    conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their
-    if-expressed values from.
+    conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their if-expressed values.
     """
     settings = model.settings
     d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
@@ -567,7 +566,8 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
     label = model.label(cell_type, generator)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
     logit = model.predict_logit(t, xt, dt, cell_type, label, condition)
-    return endpoint_loss(xT, level, dT if settings.discrete else torch.ones_like(dT)), settings.discrete * activation_loss(dT, logit)
+    endpoint = endpoint_loss(xT, level, dT if settings.discrete else torch.ones_like(dT))
+    return endpoint, settings.discrete * activation_loss(dT, logit), condition.prior.mean()
 
 
 # ======================================================================================================== 8  sampler

@@ -27,7 +27,7 @@ import data
 from departures import ActiveValues, Departures, Settings, propagate, sample
 from figures import draw_paths
 
-FORMAT = 3                                                                  # of the checkpoint; raise it when that changes
+FORMAT = 4                                                                  # of the checkpoint; raise it when that changes
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint

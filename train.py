@@ -5,9 +5,9 @@
     python train.py --resume runs/x                      continues after the last complete epoch
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad, metrics.json, figures/.
-In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the transport plans,
-unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information their mean distance
-from uniform, 0 to 1; seconds is the epoch's time.
+In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch, and prior what is added to them; plans counts the
+transport plans, unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information their
+mean distance from uniform, 0 to 1; seconds is the epoch's time.
 """
 import argparse
 import itertools
@@ -37,10 +37,10 @@ from figures import ablation_table, draw_ablation, draw_loss
 ABLATIONS = {  # name: what is changed of the default; the paper's Fig. 6, our improvements one by one, pairing, and all of it undone
     "default": "", "without discrete": "--no-discrete --no-if-expressed", "random pairing": "--pairing random", "OT cosine": "--cost cosine",
     "OT Euclidean": "--cost euclidean", "without skip gate": "--no-skip-gate", "without if-expressed": "--no-if-expressed",
-    "without null pairs": "--no-null-pairs", "without label dropout": "--label-dropout 0", "Euler-Maruyama": "--no-exact-step",
+    "without null pairs": "--no-null-pairs", "without label dropout": "--label-dropout 0", "Euler-Maruyama": "--no-exact-step", "without prior": "--prior 0",
     "co-expression network": "--grn coexpression", "exact pairing": "--pairing exact", "plans of 16": "--pairing-batch 16",
     "plans of 64": "--pairing-batch 64", "coupled": "--coupled", "the paper's": "--paper"}
-LOG = ("epoch", "endpoint_loss", "activation_loss", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
+LOG = ("epoch", "endpoint_loss", "activation_loss", "prior", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
 
 
 # ------------------------------------------------------------------------------------------------ from screen to model
@@ -75,6 +75,7 @@ def build(screen, settings, device, also=()):
             i = model.targets.index(target)
             model.encoder.seen[i] = model.encoder.seen_pair[i, model.cell_types.index(t)] = True
     model.to(device)
+    model.encoder.cells.fill_(float(np.mean([len(rows) for (p, _), rows in groups.items() if p != data.CONTROL] or [math.inf])))
     doses = [dose for p, _ in groups for _, dose in data.targets_of(p, screen.kind)]
     model.encoder.usual_dose.fill_(float(np.median(np.log10(np.maximum(doses, 1e-12)))))
     if screen.kind == "gene" and settings.grn != "none":
@@ -183,7 +184,7 @@ def train(model, screen, settings, out, state, device, save):
             cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
             generator = generator_for(device, cpu)
             sources, ends, which, plans = draw_pairs(screen, groups, settings, cpu, device)
-            losses = torch.zeros(2, device=device)
+            losses = torch.zeros(3, device=device)
             model.train()
             order = torch.randperm(len(ends), generator=cpu).numpy()
             batches = np.array_split(order, math.ceil(len(order) / settings.batch))
@@ -193,12 +194,12 @@ def train(model, screen, settings, out, state, device, save):
                 x0, xT = (torch.from_numpy(screen.dense(rows[b])).to(device) for rows in (sources, ends))
                 distinct, place = np.unique(which[b], return_inverse=True)
                 populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
-                level, activation = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
-                                               torch.as_tensor(place, device=device), populations, values, generator)
+                parts = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
+                                   torch.as_tensor(place, device=device), populations, values, generator)
                 optimiser.zero_grad()
-                (level + activation).backward()                                # Eq. 15
+                sum(parts).backward()                                          # Eq. 15
                 optimiser.step()
-                losses += torch.stack([level, activation]).detach() / len(batches)
+                losses += torch.stack(parts).detach() / len(batches)
                 progress.update()
             if not torch.isfinite(losses).all():
                 raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
@@ -208,10 +209,10 @@ def train(model, screen, settings, out, state, device, save):
             progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
             save(state)
             write_log(out, state["log"])
-    loose = sum(row[4] for row in state["log"])
+    loose = sum(row[5] for row in state["log"])
     if loose:
-        print(f"warning: Sinkhorn left {loose:,} of {sum(r[3] for r in state['log']):,} plans more than 1 % off their marginals "
-              f"(worst {max(r[5] for r in state['log']):.2g}); a larger --epsilon converges faster")
+        print(f"warning: Sinkhorn left {loose:,} of {sum(r[4] for r in state['log']):,} plans more than 1 % off their marginals "
+              f"(worst {max(r[6] for r in state['log']):.2g}); a larger --epsilon converges faster")
 
 
 def write_log(out, log):
@@ -325,10 +326,10 @@ def check(settings):
             raise data.InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(settings, name)}")
     if settings.seed >= 2 ** 31:
         raise data.InputError(f"--seed must be below 2^31, it is {settings.seed}")
-    for name in ("seed", "epochs", "grn_sparsity", "grn_hubs"):
+    for name in ("seed", "epochs", "grn_sparsity", "grn_hubs", "prior"):
         if not getattr(settings, name) >= 0:
             raise data.InputError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(settings, name)}")
-    for name in ("test_fraction", "label_dropout", "target_dropout"):
+    for name in ("test_fraction", "label_dropout", "target_dropout", "type_dropout"):
         if not 0 <= getattr(settings, name) <= 1:
             raise data.InputError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {getattr(settings, name)}")
     try:

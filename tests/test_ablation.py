@@ -30,7 +30,7 @@ def test_without_the_discrete_bridge_one_bridge_answers_for_silent_genes_too():
     """The loss counts them, nothing trains d_theta, and the sampler multiplies by no mask."""
     x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]])
     alone, both = small_model(discrete=False, if_expressed=False), small_model(if_expressed=False)
-    level, activation = loss_of(alone, x)
+    level, activation, _ = loss_of(alone, x)
     (level + activation).backward()
     assert activation.item() == 0 and not any(p.grad is not None and p.grad.any() for p in alone.d_trunk.parameters())
     silent = torch.zeros(2, 3)                                             # Eq. 9 has nothing to say of cells that express nothing

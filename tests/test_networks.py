@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from departures import (Departures, Encoded, Settings, coexpression_network, fit_structural_equations, propagate,
                         structural_effects)
@@ -57,9 +58,10 @@ def test_no_perturbation_shifts_nothing_and_effects_of_several_targets_add():
 
 def test_memory_is_of_the_target_and_of_the_target_in_its_cell_type():
     model = model_for()
-    in_a, in_b = (model.encoder([model.condition([("g0", 1.0)], t)], model).z for t in ("a", "b"))
-    assert torch.allclose(in_b, model.encoder.target.weight[:1])
-    assert torch.allclose(in_a, model.encoder.target.weight[:1] + model.encoder.pair.weight[:1])
+    in_a, in_b = (model.encoder([model.condition([("g0", 1.0)], t)], model) for t in ("a", "b"))
+    target, pair = model.encoder.target.weight[:1], model.encoder.pair.weight[:1]
+    assert torch.allclose(in_b.level, model.encoder.memory(target)[:, :N]) and torch.allclose(in_a.z, target + pair)
+    assert torch.allclose(in_a.level, model.encoder.memory(target + pair)[:, :N], atol=1e-5)
 
 
 def test_target_dropout_hides_the_memory_in_training_only():
@@ -67,6 +69,37 @@ def test_target_dropout_hides_the_memory_in_training_only():
     condition = [model.condition([("g0", 1.0)], "a")]
     assert not torch.allclose(model.train().encoder(condition, model).z, model.eval().encoder(condition, model).z)
     assert torch.allclose(model.train().encoder(condition, model).z, model.encoder.target.weight[-1:])
+
+
+def test_the_prior_weighs_what_cell_types_share_and_nothing_else():
+    """Minus log of a Cauchy density, against SciPy's: per cell, Eq. 14's share of the logit and Eq. 9's of the level."""
+    model = model_for(Settings(target_dropout=0.0, type_dropout=0.0, prior=0.2))
+    model.encoder.cells.fill_(50.0)
+    model.level_scale[:] = torch.linspace(0.5, 2.0, N)
+    model.control_fraction[:] = torch.rand(2, N, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.encoder.pair.weight.zero_()                                  # both types alike, so that only the flag sets them apart
+    conditions = [model.condition([("g0", 1.0)], "b"), model.condition([("g0", 1.0)], "a"), ((), 1)]
+    level, logit, _, prior = model.encoder(conditions, model)
+    scale = model.level_scale.numpy()
+    unlikely = [stats.cauchy.logpdf(0) - stats.cauchy.logpdf(part[0].detach().numpy() / 0.2) for part in (level / model.level_scale, logit)]
+    variances = 2 * scale ** 2 / model.control_fraction.mean().item()
+    assert prior.flatten().tolist() == pytest.approx([(variances * unlikely[0] + unlikely[1]).mean() / 50, 0, 0], rel=1e-4)
+    for silent in (model_for(Settings(prior=0.0)), model_for(Settings(prior=0.2), kind="drug"), model_for()):            # the last: no cells yet
+        if silent.settings.prior != 0.1:
+            silent.encoder.cells.fill_(50.0)
+        assert not silent.encoder(conditions, silent).prior.any()
+
+
+def test_trunks_hear_of_a_gene_only_in_types_where_it_was_seen_but_always_of_a_drug():
+    model = model_for()
+    z = [model.encoder([model.condition([("g0", 1.0)], t)], model).z for t in ("a", "b")]
+    assert z[0].any() and not z[1].any()
+    pair = model.encoder([model.condition([("g0", 1.0), ("g1", 1.0)], "a")], model).z
+    assert torch.allclose(pair, z[0] + model.encoder([model.condition([("g1", 1.0)], "a")], model).z)
+    assert model_for(Settings(type_dropout=1.0)).train().encoder([model.condition([("g0", 1.0)], "b")], model).z.any()   # in training it must learn
+    drug = model_for(kind="drug")
+    assert drug.encoder([drug.condition([("g0", 1.0)], "b")], drug).z.any()
 
 
 def test_unseen_target_gets_the_shrunken_mean_of_those_seen():
