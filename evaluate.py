@@ -6,10 +6,9 @@
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad     any model's cells
 theirs.h5ad: log1p X; obs with `condition` (such as KLF1+TGFBR2@k562), or `perturbation` and `cell_type`; the truth's gene names.
 
-One convention. The measured cells of a condition are split into random halves, 5 times. Every method is scored against the
-same half with as many cells as it holds (fewer, for all, where one has fewer), so that the finite-sample bias is the same for all; the
-floor is the other half. Gene sets: all, the 20 and 40 of the largest Welch |t| of measured perturbed cells against controls, and those
-that more than a fifth of the cells switch on or off (`switched`, in metrics.csv and .json).
+One convention. The measured cells of a condition are split into random halves, 5 times. Every method is scored against the same half with as
+many cells as it holds (fewer, for all, where one has fewer), so that the finite-sample bias is the same for all; the floor is the other half.
+Gene sets: all, the 20 and 40 of the largest Welch |t| of measured cells against controls, and those that more than a fifth switch on or off.
 """
 import argparse
 import json
@@ -37,37 +36,38 @@ def squared_distances(x, y):
     return np.maximum((x ** 2).sum(1)[:, None] + (y ** 2).sum(1) - 2 * x @ y.T, 0)
 
 
-def mean_kernel(x, y, kernel, within=False):
-    """Mean of kernel(squared distance) over pairs of a cell of x (n, N) and one of y (m, N); of distinct cells, where y is x.
-
-    In blocks of rows: the memory is that of BLOCK x m distances, whatever n.
-    """
-    x, y, total = np.asarray(x, np.float64), np.asarray(y, np.float64), 0.0
+def mean_kernels(x, y, kernels, within=False):
+    """Mean of each kernel(squared distance) over pairs of a cell of x (n, N) and one of y (m, N), (kernels,); of distinct cells, where y is x.
+    In blocks of rows: the memory is that of BLOCK x m distances, whatever n."""
+    x, y, total = np.asarray(x, np.float64), np.asarray(y, np.float64), np.zeros(len(kernels))
     for start in range(0, len(x), BLOCK):
-        values = kernel(squared_distances(x[start:start + BLOCK], y))
-        total += values.sum() - (values.trace(offset=start) if within else 0)
+        squared = squared_distances(x[start:start + BLOCK], y)
+        for i, kernel in enumerate(kernels):
+            values = kernel(squared)
+            total[i] += values.sum() - (values.trace(offset=start) if within else 0)
     return total / (len(x) * (len(x) - 1) if within else len(x) * len(y))
 
 
 def mean_distance(x, y, within=False):
     """Mean Euclidean distance between cells x (n, N) and y (m, N); of distinct cells where y is x."""
-    return mean_kernel(x, y, np.sqrt, within)
+    return mean_kernels(x, y, [np.sqrt], within)[0]
+
+
+def two_sample(x, y, kernels, own=None):
+    """2 E k(x, y) - E k(x, x') - E k(y, y') of each kernel k, (kernels,), unbiased: of distinct cells. own: the last term, where it is known."""
+    return 2 * mean_kernels(x, y, kernels) - mean_kernels(x, x, kernels, True) - (mean_kernels(y, y, kernels, True) if own is None else own)
 
 
 def e_distance(x, y, squared=False):
-    """Energy distance, n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)).
-
-    Unbiased within-group means (distinct cells); Szekely and Rizzo 2013; the root is the paper's released convention.
-    """
-    energy = np.maximum(0.0, 2 * mean_distance(x, y) - mean_distance(x, x, True) - mean_distance(y, y, True))  # NaN stays NaN
+    """Energy distance, n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)), unbiased within-group means (distinct cells); Szekely and
+    Rizzo 2013; the root is the paper's released convention."""
+    energy = np.maximum(0.0, two_sample(x, y, [np.sqrt])[0])               # NaN stays NaN
     return energy if squared else energy ** 0.5
 
 
 def wasserstein(x, y):
-    """1-D Wasserstein-1 distance of every gene (N,) between x (n, N) and y (m, N), in log1p units.
-
-    W1 is the area between the two quantile functions, which are constant between multiples of 1/n and 1/m.
-    """
+    """1-D Wasserstein-1 distance of every gene (N,) between x (n, N) and y (m, N), in log1p units: the area between the two quantile
+    functions, which are constant between multiples of 1/n and 1/m."""
     x, y, n, m = np.sort(x, 0), np.sort(y, 0), len(x), len(y)
     if n == m:
         return np.abs(x - y).mean(0, dtype=np.float64)
@@ -82,9 +82,13 @@ def emd(x, y):
     return float(wasserstein(x, y).mean())
 
 
+def gaussian(gamma):
+    return lambda squared: np.exp(-gamma * squared)
+
+
 def mmd2(x, y, gamma):
     """Squared maximum mean discrepancy, kernel exp(-gamma |u - v|^2): unbiased, so it may be negative (Gretton et al. 2012, Eq. 3)."""
-    return sum(mean_kernel(a, a, lambda d: np.exp(-gamma * d), True) for a in (x, y)) - 2 * mean_kernel(x, y, lambda d: np.exp(-gamma * d))
+    return -two_sample(x, y, [gaussian(gamma)])[0]
 
 
 def gamma_by_median(x):
@@ -104,22 +108,19 @@ def activation_pcc(x, y):
 
 
 def pearson_delta(x, y, reference):
-    """Correlation over genes between the mean changes of x and y from a reference mean (N,): that of the controls, or of the training
-    perturbations, which leaves only what sets this one apart."""
+    """Correlation over genes between the mean changes of x and y from a reference mean (N,): the controls', or the training perturbations'."""
     return correlation(x.mean(0) - reference, y.mean(0) - reference)
 
 
 def de_overlap(x, y, controls, k):
-    """Share of the k genes of largest Welch |t| against the controls, cells (c, N) or their `moments`, that x and y have in common."""
-    top = (np.argsort(-welch_t(a, controls), kind="stable")[:k] for a in (x, y))
-    return len(np.intersect1d(*top)) / min(k, x.shape[1])
+    """Share of the k genes of largest Welch |t| against the controls that x and y have in common; each cells or their `moments`."""
+    top = [np.argsort(-welch_t(a, controls), kind="stable")[:k] for a in (x, y)]
+    return len(np.intersect1d(*top)) / len(top[0])
 
 
 def discrimination(x, y, others):
-    """How well the mean of x points to y among other conditions, means `others` (Q, N): 1 - (share of them nearer in L1; ties half).
-
-    1: y is the nearest; 0.5: chance. As the Virtual Cell Challenge's, with the share of the others and not of all. NaN without others.
-    """
+    """How well the mean of x points to y among other conditions, means `others` (Q, N): 1 - (share of them nearer in L1; ties half). 1: y is the
+    nearest; 0.5: chance. As the Virtual Cell Challenge's, with the share of the others and not of all. NaN without others."""
     if not len(others):
         return float("nan")
     far, own = np.abs(others - x.mean(0)).sum(1), np.abs(y.mean(0) - x.mean(0)).sum()
@@ -149,16 +150,19 @@ CORRELATIONS = ("activation PCC", "Pearson delta", "Pearson delta from mean", "D
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
-def all_scores(x, y, sets, gammas, controls, reference, others):
-    """{metric: {gene set: score}} of cells x (n, N) against y (n, N). controls: their moments; reference: the training perturbations' mean, or None."""
+def all_scores(x, y, sets, kernels, own, controls, reference, others):
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N). kernels: of every gene set those of E and MMD^2, own: their means within y,
+    the same for every x; controls: their moments; reference: the training perturbations' mean, or None."""
     out = {metric: {} for metric in (*DISTANCES, *CORRELATIONS)}
     for genes, columns in sets.items():
         a, b = x[:, columns], y[:, columns]
-        out["E-distance"][genes], out["EMD"][genes], out["MMD2"][genes] = e_distance(a, b), emd(a, b), mmd2(a, b, gammas[genes])
+        energy, similarity = two_sample(a, b, kernels[genes], own[genes])                      # one pass over the distances for both
+        out["E-distance"][genes], out["EMD"][genes], out["MMD2"][genes] = np.maximum(0, energy) ** 0.5, emd(a, b), -similarity
         out["activation PCC"][genes], out["Pearson delta"][genes] = activation_pcc(a, b), pearson_delta(a, b, controls[0][columns])
         if reference is not None:
             out["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
-    out["DE overlap"] = {f"DE{k}": de_overlap(x, y, controls, k) for k in (20, 40)}
+    its, target = moments(x), moments(y)
+    out["DE overlap"] = {f"DE{k}": de_overlap(its, target, controls, k) for k in (20, 40)}
     out["discrimination"]["all"] = discrimination(x, y, others)
     return out
 
@@ -172,15 +176,14 @@ def averaged(several):
 
 def score_condition(measured, controls, methods, rng, orders=None, training=None, reference=None, others=()):
     """{method: {metric: {gene set: score}}} of one condition, each the mean over splits, and the genes ranked by |t|.
-
     measured (n, N), controls (m, N), methods {name: cells or None}; the floor is added. orders: the random orders of the measured cells,
-    training: cells (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the other conditions.
-    """
+    training: cells (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the other conditions."""
     control_moments = moments(controls)
     ranked = np.argsort(-welch_t(measured, control_moments), kind="stable")
     switched = np.abs((measured > 0).mean(0) - (controls > 0).mean(0)) > 0.2          # more than a fifth of the cells change state
     sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40], **({"switched": np.flatnonzero(switched)} if switched.any() else {})}
-    gammas = {genes: gamma_by_median((controls if training is None else training)[:, columns]) for genes, columns in sets.items()}
+    training = controls if training is None else training
+    kernels = {genes: (np.sqrt, gaussian(gamma_by_median(training[:, columns]))) for genes, columns in sets.items()}
     half, splits = len(measured) // 2, []
     size = min(half, *(len(x) for x in methods.values() if x is not None))
     for split in range(SPLITS):
@@ -188,7 +191,8 @@ def score_condition(measured, controls, methods, rng, orders=None, training=None
         target = measured[order[:size]]
         rivals = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items() if x is not None}
         rivals["floor"] = measured[order[half:half + size]]
-        splits.append({name: all_scores(x, target, sets, gammas, control_moments, reference, others[split] if len(others) else ())
+        own = {genes: mean_kernels(target[:, columns], target[:, columns], kernels[genes], True) for genes, columns in sets.items()}
+        splits.append({name: all_scores(x, target, sets, kernels, own, control_moments, reference, others[split] if len(others) else ())
                        for name, x in rivals.items()})
     return averaged(splits), ranked
 
@@ -223,11 +227,9 @@ def score(screen, predicted, seed=0):
 
 def summarise(rows):
     """{method: {metric: {gene set: {mean, sd, conditions, gap_closed, beaten_in, p}}}} over conditions.
-
     Gap closed is that of the means, over the conditions that the method applies to, so that weak perturbations, whose own
     gap is a division by almost nothing, weigh what they should. beaten_in: in how many of these conditions the model scores better
-    than the method; p: of a two-sided sign test of that.
-    """
+    than the method; p: of a two-sided sign test of that."""
     summary = {}
     for name in [*BASELINES, "model", "floor"]:
         mine = [r["scores"] for r in rows if name in r["scores"]]
@@ -351,10 +353,8 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
 
 
 def pool_runs(runs, suffix="", out=None):
-    """Print one table over the conditions of several runs that were scored already; with a folder, write it there too.
-
-    Runs on one screen (several seeds) share conditions; these are averaged first, for they are not independent.
-    """
+    """Print one table over the conditions of several runs that were scored already; with a folder, write it there too. Runs on one screen
+    (several seeds) share conditions; these are averaged first, for they are not independent."""
     found = {}
     for run in runs:
         try:
