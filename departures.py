@@ -58,7 +58,7 @@ class Settings:
     grn_sparsity: float = option(90.0, "penalty on the structural network's edges")
     target_dropout: float = option(0.3, "probability of hiding who the target is, so that the network must explain it")
     type_dropout: float = option(0.5, "probability of hiding what a target does in this cell type beyond what it does in all")
-    prior: float = option(0.1, "scale of the Cauchy prior on what a gene's loss does in every cell type (screens of genes); 0: none")
+    prior: float = option(0.1, "scale of the Cauchy prior on what a gene does in all cell types (log odds; sd of the level); 0, or drugs: none")
     # networks and training
     width: int = option(256, "hidden units of x_theta and d_theta")
     embedding: int = option(64, "length of a target's learned embedding")
@@ -72,7 +72,7 @@ class Settings:
 
     def as_in_the_paper(self):
         """The literal method: none of the five improvements, no prior, the co-expression network, the released code's pairing. What
-        the paper leaves open stays ours: the networks, their target dropout, the number of epochs, the rate's decay."""
+        the paper leaves open stays ours: the networks, their dropouts, the number of epochs, the rate's decay."""
         self.skip_gate = self.if_expressed = self.null_pairs = self.exact_step = False
         self.label_dropout, self.prior, self.learning_rate = 0.0, 0.0, 1e-3
         self.grn, self.pairing, self.epsilon = "coexpression", "entropic", "0.1max"
@@ -150,7 +150,6 @@ def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
 
 class ActiveValues:
     """The non-zero values of each gene in each population, to draw from (arrays of `sample.active_values`).
-
     Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge runs between levels *if
     expressed*: a silent gene's is a draw from the gene in cells of the same population that do express it. With zeros left in, training
     would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising.
@@ -346,7 +345,7 @@ class PerturbationEncoder(nn.Module):
     from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
     `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
     `expected` (not zero, which is "no perturbation"). The part for the cell type drops out (`type_dropout`), so that the rest holds in a
-    type where the target was never seen; for genes that rest has a Cauchy prior, or it would carry the sampling noise of a few cells there.
+    type where the target was never seen. For genes that rest, the unknown target's too, has a Cauchy prior: else it carries sampling noise.
     """
 
     def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed, structure):
@@ -400,9 +399,9 @@ class PerturbationEncoder(nn.Module):
             dose = torch.tensor([r[2] for r in rows], device=device)
             slope, middle = self.hill(z).unbind(1)
             z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - self.usual_dose - middle))[:, None]
-        # What the trunks learnt of a gene holds in the types where it was seen: elsewhere only the memory speaks of it.
-        told = z if self.training or self.dosed else z * ~(known & ~known_pair)[:, None]
-        z, told, new = (torch.zeros(C, *part.shape[1:], device=device).index_add(0, c, part) for part in (z, told, (~known_pair).float()))
+        # What the trunks learnt of a gene holds in the types where it was seen; elsewhere they hear what null pairs taught them: nothing.
+        told = z if self.training or not (self.scale and model.settings.null_pairs) else z * ~(known & ~known_pair)[:, None]
+        z, told, rest = (torch.zeros(C, *part.shape[1:], device=device).index_add(0, c, part) for part in (z, told, (~known_pair).float()))
         effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
         cell_type = torch.tensor([k for _, k in conditions], device=device)
@@ -411,10 +410,11 @@ class PerturbationEncoder(nn.Module):
         gain = self.gain(torch.cat([gene, e, e.abs().sqrt()], -1)).unflatten(-1, (2, -1))          # (C, N, 2, channels)
         memory = self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)                               # (C, N, 2)
         shift = (gain * e[:, :, None]).sum(-1) + memory
-        # Minus the prior's log in the losses' units: Eq. 14 counts a gene's log-likelihood 1/N times, Eq. 9 by `weight` (N,) times that.
-        a, weight = self.scale or math.inf, 2 * model.level_scale ** 2 / model.control_fraction.mean()
-        unlikely = torch.log1p((memory[..., 1] / a) ** 2) + weight * torch.log1p((memory[..., 0] / model.level_scale / a) ** 2)
-        return Encoded(shift[..., 0], shift[..., 1], told, (unlikely.mean(1) / self.cells * (new > 0))[:, None])
+        # Minus the prior's log per cell of an average condition. Eq. 14 counts a gene's log-likelihood 1/N times, Eq. 9 `weight` (N,) times that.
+        a, discrete = self.scale or math.inf, model.settings.discrete
+        weight = 2 * model.level_scale ** 2 / (model.control_fraction.mean() if discrete else 1.0)
+        unlikely = discrete * torch.log1p((memory[..., 1] / a) ** 2) + weight * torch.log1p((memory[..., 0] / model.level_scale / a) ** 2)
+        return Encoded(shift[..., 0], shift[..., 1], told, (unlikely.mean(1) / self.cells * (rest > 0))[:, None])
 
 
 class Trunk(nn.Module):

@@ -48,21 +48,19 @@ def mean_kernels(x, y, kernels, within=False):
     return total / (len(x) * (len(x) - 1) if within else len(x) * len(y))
 
 
-def mean_distance(x, y, within=False):
-    """Mean Euclidean distance between cells x (n, N) and y (m, N); of distinct cells where y is x."""
-    return mean_kernels(x, y, [np.sqrt], within)[0]
-
-
 def two_sample(x, y, kernels, own=None):
     """2 E k(x, y) - E k(x, x') - E k(y, y') of each kernel k, (kernels,), unbiased: of distinct cells. own: the last term, where it is known."""
     return 2 * mean_kernels(x, y, kernels) - mean_kernels(x, x, kernels, True) - (mean_kernels(y, y, kernels, True) if own is None else own)
 
 
+def rooted(energy, squared=False):
+    return np.maximum(0.0, energy) ** (1 if squared else 0.5)              # NaN stays NaN
+
+
 def e_distance(x, y, squared=False):
     """Energy distance, n and m at least 2: sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)), unbiased within-group means (distinct cells); Szekely and
     Rizzo 2013; the root is the paper's released convention."""
-    energy = np.maximum(0.0, two_sample(x, y, [np.sqrt])[0])               # NaN stays NaN
-    return energy if squared else energy ** 0.5
+    return rooted(two_sample(x, y, [np.sqrt])[0], squared)
 
 
 def wasserstein(x, y):
@@ -82,13 +80,9 @@ def emd(x, y):
     return float(wasserstein(x, y).mean())
 
 
-def gaussian(gamma):
-    return lambda squared: np.exp(-gamma * squared)
-
-
 def mmd2(x, y, gamma):
     """Squared maximum mean discrepancy, kernel exp(-gamma |u - v|^2): unbiased, so it may be negative (Gretton et al. 2012, Eq. 3)."""
-    return -two_sample(x, y, [gaussian(gamma)])[0]
+    return -two_sample(x, y, [lambda d: np.exp(-gamma * d)])[0]
 
 
 def gamma_by_median(x):
@@ -150,14 +144,14 @@ CORRELATIONS = ("activation PCC", "Pearson delta", "Pearson delta from mean", "D
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
-def all_scores(x, y, sets, kernels, own, controls, reference, others):
+def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=False):
     """{metric: {gene set: score}} of cells x (n, N) against y (n, N). kernels: of every gene set those of E and MMD^2, own: their means within y,
     the same for every x; controls: their moments; reference: the training perturbations' mean, or None."""
     out = {metric: {} for metric in (*DISTANCES, *CORRELATIONS)}
     for genes, columns in sets.items():
         a, b = x[:, columns], y[:, columns]
         energy, similarity = two_sample(a, b, kernels[genes], own[genes])                      # one pass over the distances for both
-        out["E-distance"][genes], out["EMD"][genes], out["MMD2"][genes] = np.maximum(0, energy) ** 0.5, emd(a, b), -similarity
+        out["E-distance"][genes], out["EMD"][genes], out["MMD2"][genes] = rooted(energy, squared), emd(a, b), -similarity
         out["activation PCC"][genes], out["Pearson delta"][genes] = activation_pcc(a, b), pearson_delta(a, b, controls[0][columns])
         if reference is not None:
             out["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
@@ -174,7 +168,7 @@ def averaged(several):
             for name, by_metric in several[0].items() if all(name in s for s in several)}
 
 
-def score_condition(measured, controls, methods, rng, orders=None, training=None, reference=None, others=()):
+def score_condition(measured, controls, methods, rng, orders=None, training=None, reference=None, others=(), squared=False):
     """{method: {metric: {gene set: score}}} of one condition, each the mean over splits, and the genes ranked by |t|.
     measured (n, N), controls (m, N), methods {name: cells or None}; the floor is added. orders: the random orders of the measured cells,
     training: cells (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the other conditions."""
@@ -183,7 +177,7 @@ def score_condition(measured, controls, methods, rng, orders=None, training=None
     switched = np.abs((measured > 0).mean(0) - (controls > 0).mean(0)) > 0.2          # more than a fifth of the cells change state
     sets = {"all": slice(None), "DE20": ranked[:20], "DE40": ranked[:40], **({"switched": np.flatnonzero(switched)} if switched.any() else {})}
     training = controls if training is None else training
-    kernels = {genes: (np.sqrt, gaussian(gamma_by_median(training[:, columns]))) for genes, columns in sets.items()}
+    kernels = {genes: (np.sqrt, lambda d, gamma=gamma_by_median(training[:, columns]): np.exp(-gamma * d)) for genes, columns in sets.items()}
     half, splits = len(measured) // 2, []
     size = min(half, *(len(x) for x in methods.values() if x is not None))
     for split in range(SPLITS):
@@ -192,12 +186,12 @@ def score_condition(measured, controls, methods, rng, orders=None, training=None
         rivals = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items() if x is not None}
         rivals["floor"] = measured[order[half:half + size]]
         own = {genes: mean_kernels(target[:, columns], target[:, columns], kernels[genes], True) for genes, columns in sets.items()}
-        splits.append({name: all_scores(x, target, sets, kernels, own, control_moments, reference, others[split] if len(others) else ())
+        splits.append({name: all_scores(x, target, sets, kernels, own, control_moments, reference, others[split] if len(others) else (), squared)
                        for name, x in rivals.items()})
     return averaged(splits), ranked
 
 
-def score(screen, predicted, seed=0):
+def score(screen, predicted, seed=0, squared=False):
     """Score predicted {(perturbation, cell type): cells (n, N) sparse} and the baselines: a list of rows, one per condition."""
     fitted = {name: baseline(screen) for name, baseline in BASELINES.items()}
     shifts, rng = mean_shifts(screen), np.random.default_rng(seed)
@@ -215,7 +209,7 @@ def score(screen, predicted, seed=0):
         mean = controls.mean(0) + np.mean([shifts[k] for k in in_type(shifts, key[1])], 0) if shifts else None
         others = [np.stack(means) for means in zip(*(mine for k, mine in halves.items() if k[1] == key[1] and k != key))]
         scores, ranked = score_condition(measured, controls, {**methods, "model": predicted[key].toarray()}, rng, orders[key],
-                                         training, mean, others)
+                                         training, mean, others, squared)
         rows.append({"condition": "@".join(key), "cells": len(measured), "scores": scores,
                      "top_genes": [str(g) for g in screen.genes[ranked[:20]]]})
     if len(scored) < len(predicted):
@@ -315,7 +309,7 @@ def shared_genes(path, screen):
     return data.take_genes(screen, columns)
 
 
-def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None, columns=None):
+def evaluate_run(run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None, columns=None, squared=False):
     """Score, print the table, write metrics.json, .csv and .md and the figures; returns the summary."""
     suffix = "_training" if training else ""
     if run:
@@ -338,16 +332,16 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
             screen.held_out |= {key for key, group in screen.groups.items() if key[0] != data.CONTROL and marked[group].all()}
     if truth:
         write_truth(truth, screen, cells, predicted)
-    rows = sorted(score(screen, cells, seed), key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
+    rows = sorted(score(screen, cells, seed, squared), key=lambda r: -r["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    shown = grids(summary, rows, paper_of(screen))
+    shown = grids(summary, rows, None if squared else paper_of(screen))
     os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
-    metrics = json.dumps({"source": screen.source, "summary": summary, "conditions": rows}, indent=1)
+    metrics = json.dumps({"source": screen.source, "squared": squared, "summary": summary, "conditions": rows}, indent=1)
     data.save(f"{out}/metrics{suffix}.json", re.sub(r"\bNaN\b(?=,?\n)", "null", metrics).encode())          # JSON has no NaN
     data.save(f"{out}/metrics{suffix}.csv", per_condition(rows).to_csv(index=False).encode())
-    data.save(f"{out}/metrics{suffix}.md", markdown(shown).encode())
+    data.save(f"{out}/metrics{suffix}.md", markdown(shown, squared).encode())
     draw_scores(f"{out}/figures{suffix}", screen, rows, summary, cells)
-    print(text(shown))
+    print(text(shown, squared))
     print(f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    figures: {out}/figures{suffix}/")
     return summary
 
@@ -355,21 +349,24 @@ def evaluate_run(run, screen=None, training=False, predicted=None, path=None, ou
 def pool_runs(runs, suffix="", out=None):
     """Print one table over the conditions of several runs that were scored already; with a folder, write it there too. Runs on one screen
     (several seeds) share conditions; these are averaged first, for they are not independent."""
-    found = {}
+    found, conventions = {}, set()
     for run in runs:
         try:
             with open(f"{run}/metrics{suffix}.json") as file:
                 content = json.load(file, object_hook=lambda entry: {key: np.nan if value is None else value for key, value in entry.items()})
             for row in content["conditions"]:
                 found.setdefault((content["source"], row["condition"]), []).append(row)
+            conventions.add(content["squared"])
         except (OSError, ValueError, KeyError) as e:
             raise data.InputError(f"{run}/metrics{suffix}.json: not readable; score each run first, with evaluate.py {run}") from e
+    if len(conventions) > 1:
+        raise data.InputError(f"{', '.join(runs)}: some were scored with --squared, some without; score them alike")
     rows = [{**same[0], "scores": averaged([row["scores"] for row in same])} for same in found.values()]
-    shown = grids(summarise(rows), rows)
+    shown, squared = grids(summarise(rows), rows), conventions.pop()
     if out:
         os.makedirs(out, exist_ok=True)
-        data.save(f"{out}/metrics{suffix}.md", markdown(shown).encode())
-    print(text(shown))
+        data.save(f"{out}/metrics{suffix}.md", markdown(shown, squared).encode())
+    print(text(shown, squared))
 
 
 def main():
@@ -381,6 +378,7 @@ def main():
     add("--data", help="the h5ad of measured cells that they are scored against")
     add("--out", help="folder for metrics.json and figures")
     add("--seed", type=int, default=0, help="of the random halves (default 0)")
+    add("--squared", action="store_true", help="the E-distance without its root, in all that is written; needs --out")
     add("--write-truth", metavar="H5AD", help="also write the measured cells of the scored conditions and their controls, for cell-eval")
     columns = [name for name in data.COLUMNS if name != "split_column"]
     for name in columns:
@@ -388,12 +386,14 @@ def main():
     args = parser.parse_args()
     if bool(args.run) == bool(args.predicted and args.data) or (args.run and (args.predicted or args.data)):
         raise data.InputError("give a run, or --predicted and --data together")
+    if args.squared and (not args.out or len(args.run) > 1):
+        raise data.InputError("--squared scores one run, into a folder of its own: give --out")
     if args.seed < 0:
         raise data.InputError(f"--seed must not be negative, it is {args.seed}")
     if len(args.run) > 1:
         return pool_runs(args.run, "_training" if args.training else "", args.out)
     evaluate_run(args.run[0] if args.run else None, None, args.training, args.predicted, args.data, args.out, args.seed, args.write_truth,
-                 {c: getattr(args, c) for c in columns})
+                 {c: getattr(args, c) for c in columns}, args.squared)
 
 
 if __name__ == "__main__":

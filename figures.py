@@ -1,4 +1,6 @@
 """Every figure of the scripts, and the tables of evaluate.py. Colours are Okabe and Ito's, safe for colour-blind readers, or dark to light."""
+import glob
+import os
 import re
 
 import matplotlib
@@ -16,13 +18,13 @@ CONDITIONS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
-THREE = ("all", "DE20", "DE40")
-BLOCKS = [                                                                  # (what is shown, of which scores); the first two are the paper's tables 1 and 2
-    ("raw", [(m, g) for g in THREE for m in ("E-distance", "EMD")]),
-    ("raw", [(m, g) for m in ("activation PCC", "MMD2") for g in THREE]),
+GENE_SETS = ("all", "DE20", "DE40")
+TABLES = [                                                                  # (what is shown, of which scores); the first two are the paper's tables 1 and 2
+    ("raw", [(m, g) for g in GENE_SETS for m in ("E-distance", "EMD")]),
+    ("raw", [(m, g) for m in ("activation PCC", "MMD2") for g in GENE_SETS]),
     ("raw", [("Pearson delta", "all"), ("Pearson delta", "DE20"), ("Pearson delta from mean", "all"), ("DE overlap", "DE20"), ("DE overlap", "DE40"),
              ("discrimination", "all")]),
-    ("gap", [(m, g) for g in THREE for m in ("E-distance", "EMD")]),
+    ("gap", [(m, g) for g in GENE_SETS for m in ("E-distance", "EMD")]),
     ("wins", [(m, g) for m in ("E-distance", "EMD") for g in ("all", "DE20")] + [("Pearson delta", "all"), ("discrimination", "all")])]
 TITLES = {"raw": "mean ± standard deviation over {n} conditions",
           "gap": "gap closed: 0 as far as the control cells, 1 as close as the floor",
@@ -31,8 +33,9 @@ SHORT = {"E-distance": "E", "MMD2": "MMD²", "activation PCC": "PCC on", "Pearso
          "discrimination": "discrim."}
 CONVENTION = """Measured cells are halved at random, 5 times; every method is scored against the same half, with as many cells as it holds (fewer,
 for all, where a method has fewer); the floor is the other half. E: root of the unbiased energy distance; EMD: mean Wasserstein-1 over
-genes; MMD²: Gaussian kernel; of log1p, lower is better. PCC on: correlation of the fractions of expressing cells; r of Δ: of mean changes from the controls; r from mean: from the mean of
-the training perturbations; overlap: of the genes that change most; discrim.: rank of the true condition, 0.5 is chance."""
+genes; MMD²: Gaussian kernel; of log1p, lower is better. PCC on: correlation of the fractions of expressing cells; r of Δ: of mean
+changes from the controls; r from mean: from the mean of the training perturbations; overlap: of the genes that change most; discrim.:
+rank of the true condition, 0.5 is chance."""
 PAPER = {  # arXiv 2511.13124, Tables 1 and 2, Departures: (E, sd), (EMD, sd), (PCC, sd) of all, DE20, DE40; its own split and cells
     "Adamson": {"all": ((.5955, .1212), (.0356, .0053), (.9910, .0078)), "DE20": ((.5028, .1942), (.0953, .0487), (.9515, .0685)),
                 "DE40": ((.5243, .2243), (.1013, .0442), (.9493, .0716))},
@@ -57,7 +60,7 @@ def grids(summary, rows, paper=None):
         shown[f"paper, {paper}"] = {m: {g: {"mean": v[i][0], "sd": v[i][1], "conditions": n} for g, v in PAPER[paper].items()}
                                     for i, m in enumerate(("E-distance", "EMD", "activation PCC"))}
     out = []
-    for kind, columns in BLOCKS:
+    for kind, columns in TABLES:
         columns = [c for c in columns if any(c[1] in scores.get(c[0], {}) for scores in summary.values())]
         lines = [[name, *(_cell(kind, scores.get(m, {}).get(g)) for m, g in columns)] for name, scores in shown.items()]
         out.append((TITLES[kind].format(n=n), ["", *(f"{SHORT.get(m, m)} {g}" for m, g in columns)], [x for x in lines if any(x[1:])]))
@@ -81,17 +84,21 @@ def _cell(kind, entry):
     return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}" if "p" in entry else ""
 
 
-def text(grids):
-    out = [CONVENTION, ""]
-    for title, header, lines in grids:
+def convention(squared):
+    return CONVENTION.replace("root of the unbiased", "unbiased") if squared else CONVENTION
+
+
+def text(tables, squared=False):
+    out = [convention(squared), ""]
+    for title, header, lines in tables:
         widths = [max(map(len, column)) + 2 for column in zip(header, *lines)]
         out += [title, *("".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip() for line in (header, *lines)), ""]
     return "\n".join(out)
 
 
-def markdown(grids):
-    out = [CONVENTION, ""]
-    for title, header, lines in grids:
+def markdown(tables, squared=False):
+    out = [convention(squared), ""]
+    for title, header, lines in tables:
         out += [f"**{title}**", "", *("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines)), ""]
     return "\n".join(out)
 
@@ -130,17 +137,22 @@ def draw_ablation(path, table):
 
 def draw_scores(folder, screen, rows, summary, predicted):
     """All figures of a scoring; rows come strongest first."""
-    for row in rows[:6]:
-        draw_violins(f"{folder}/violin_{re.sub(r'[^A-Za-z0-9_.+@-]', '_', row['condition'])[:100]}.png", screen, row, predicted)
+    key_of = {"@".join(key): key for key in predicted}
+    rows = [{**row, "key": key_of[row["condition"]]} for row in rows]
+    for old in glob.glob(f"{glob.escape(folder)}/violin_*.png"):           # of another scoring, perhaps of other conditions
+        os.remove(old)
+    for i, row in enumerate(rows[:6]):
+        draw_violins(f"{folder}/violin_{i + 1}_{re.sub(r'[^A-Za-z0-9_.+@-]', '_', row['condition'])[:100]}.png", screen, row, predicted)
     draw_pca(f"{folder}/pca.png", screen, rows, predicted)
     draw_activation_map(f"{folder}/activation_map.png", screen, rows, predicted)
     draw_means(f"{folder}/mean_change.png", screen, rows, predicted)
     draw_means(f"{folder}/activation.png", screen, rows, predicted, fractions=True)
     draw_gap(f"{folder}/gap_closed.png", rows, summary)
 
+
 def draw_violins(path, screen, row, predicted, n=10):
     """Measured and predicted expression of a condition's top DE genes, split violins (the paper's Fig. 4)."""
-    key = next(k for k in predicted if "@".join(k) == row["condition"])
+    key = row["key"]
     columns = [int(np.flatnonzero(screen.genes == g)[0]) for g in row["top_genes"][:n]]
     measured, control = (screen.X[r][:, columns].toarray() for r in (screen.groups[key], screen.controls(key[1])))
     figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
@@ -175,9 +187,8 @@ def principal_axes(cells):
 
 def draw_pca(path, screen, rows, predicted):
     """Measured (left) and predicted (right) cells in the two principal axes of the measured ones; one cell type."""
-    key_of = {"@".join(k): k for k in predicted}
-    cell_type = key_of[rows[0]["condition"]][1]
-    keys = [k for k in (key_of[r["condition"]] for r in rows) if k[1] == cell_type][:len(CONDITIONS)]
+    cell_type = rows[0]["key"][1]
+    keys = [row["key"] for row in rows if row["key"][1] == cell_type][:len(CONDITIONS)]
     groups, control = [screen.dense(screen.groups[k]) for k in keys], screen.dense(screen.controls(cell_type)[:500])
     centre, axes, share = principal_axes(np.concatenate([control, *groups]))
     figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
@@ -194,18 +205,23 @@ def draw_pca(path, screen, rows, predicted):
     finish(figure, path)
 
 
+def evenly(rows, most=400):
+    """At most so many of the rows, spread over all of them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
+
+
 def draw_activation_map(path, screen, rows, predicted):
     """Which genes are on, of measured and predicted cells in one embedding (the paper's Fig. 5): PCA, and UMAP if umap-learn is installed."""
-    keys = [next(k for k in predicted if "@".join(k) == row["condition"]) for row in rows[:2]]
+    keys = [row["key"] for row in rows[:2]]
     try:
         import umap
     except ImportError:
         umap = None
     figure, panels = plt.subplots(1 + bool(umap), len(keys), figsize=(4.6 * len(keys) + 0.4, 3.9 * (1 + bool(umap))), layout="constrained", squeeze=False)
     for key, column in zip(keys, panels.T):
-        cells = [(screen.controls(key[1])[:400], CONTROLS, "control"), (screen.groups[key][:400], MEASURED, "measured")]
-        cells = [(screen.dense(r) > 0, c, label) for r, c, label in cells] + [(predicted[key][:400].toarray() > 0, PREDICTED, "predicted")]
-        on = np.concatenate([d for d, _, _ in cells]).astype(np.float32)
+        cells = [(screen.dense(evenly(screen.controls(key[1]))), CONTROLS, "control"), (screen.dense(evenly(screen.groups[key])), MEASURED, "measured"),
+                 (predicted[key][evenly(np.arange(predicted[key].shape[0]))].toarray(), PREDICTED, "predicted")]
+        on = np.concatenate([x > 0 for x, _, _ in cells]).astype(np.float32)
         centre, axes, share = principal_axes(on[:len(cells[0][0]) + len(cells[1][0])])
         maps = [((on - centre) @ axes, [f"PC {i + 1} ({s:.0%} of variance)" for i, s in enumerate(share)])]
         if umap:
@@ -230,7 +246,7 @@ def draw_means(path, screen, rows, predicted, fractions=False):
     figure, panels = plt.subplots(-(-len(rows) // columns), columns, figsize=(3.3 * columns + 0.3, 3.2 * -(-len(rows) // columns) + 0.3),
                                   layout="constrained", squeeze=False)
     for panel, row in zip(panels.flat, rows):
-        key = next(k for k in predicted if "@".join(k) == row["condition"])
+        key = row["key"]
         control = np.asarray(screen.X[screen.controls(key[1])].mean(0)).ravel()
         x, y = ((m > 0).mean(0) if fractions else m.mean(0) - control for m in (screen.dense(screen.groups[key]), predicted[key].toarray()))
         strongest = np.isin(screen.genes, row["top_genes"])

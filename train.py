@@ -232,7 +232,7 @@ def parse():
     add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
     add("--ablate", nargs="?", type=int, const=3, metavar="SEEDS", help="train and score variants of the method over so many seeds (3), with the "
         "other options; a table and a figure")
-    add("--paper", action="store_true", help="the paper's literal method: the five improvements off, co-expression network")
+    add("--paper", action="store_true", help="the paper's literal method: the five improvements and the prior off, its network, pairing and rate")
     add("--also", action="append", default=[], help="a measured gene that nobody perturbed, to be predicted later")
     for name, text in data.COLUMNS.items():
         add("--" + name.replace("_", "-"), help=text)

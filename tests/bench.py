@@ -1,7 +1,8 @@
 """How fast a training step and the sampler are, and how much of that is matrix products at this machine's own rate.
 
     python tests/bench.py --genes 2000 --batch 64
-    python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes
+    python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
+                                               26 conditions of twice as many
     python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
 
 Untrained weights and random sparse cells: the speed does not depend on either.
@@ -22,7 +23,8 @@ from scipy import sparse, stats
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import evaluate  # noqa: E402  (the path comes first)
+import data  # noqa: E402  (the path comes first)
+import evaluate  # noqa: E402
 from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402  (the path comes first)
 from sample import active_values  # noqa: E402
 
@@ -79,6 +81,21 @@ def evaluation(cells, genes=5000):
         print(f"{name:18} {seconds(f, 'cpu', 5) * 1e3:8.1f} ms")
 
 
+def scoring(cells, genes=5000, held_out=26, training=40):
+    """Time of scoring as many held-out conditions as Adamson's, of so many cells each, beside every baseline."""
+    rng, names = np.random.default_rng(0), [f"g{i}" for i in range(held_out + training)]
+    n = (1 + len(names)) * cells
+    adata = anndata.AnnData(sparse.random(n, genes, 0.1, "csr", dtype=np.float32, rng=rng), pd.DataFrame(
+        {"condition": np.repeat(["ctrl", *names], cells)}, map(str, range(n))), pd.DataFrame(index=[f"g{i}" for i in range(genes)]))
+    with tempfile.TemporaryDirectory() as folder:
+        adata.write_h5ad(f"{folder}/big.h5ad")
+        screen = data.prepare(f"{folder}/big.h5ad", test=names[:held_out])
+    predicted = {key: screen.X[rows] for key, rows in screen.groups.items() if key in screen.held_out}
+    start = time.perf_counter()
+    evaluate.summarise(evaluate.score(screen, predicted))
+    print(f"scoring {held_out} conditions of {cells} cells x {genes:,} genes, {len(evaluate.BASELINES) + 2} methods: {time.perf_counter() - start:.0f} s")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, default=2000)
@@ -88,7 +105,8 @@ def main():
     parser.add_argument("--memory", type=int, metavar="CELLS")
     args = parser.parse_args()
     if args.evaluation:
-        return evaluation(args.evaluation)
+        evaluation(args.evaluation)
+        return scoring(2 * args.evaluation)
     if args.memory:
         return memory(args.memory, args.genes)
     N, B, device, settings = args.genes, args.batch, args.device, Settings()

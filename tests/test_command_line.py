@@ -132,6 +132,19 @@ def test_metrics_agree_in_every_form(folder):
     assert refused.returncode == 2 and refused.stderr.startswith("error: nowhere/metrics.json: not readable; score each run first")
 
 
+def test_squared_energy_distances_say_so_and_do_not_mix_with_their_roots(folder):
+    text = done("evaluate.py", "run", "--squared", "--out", "squared", cwd=folder)
+    assert "E: unbiased energy distance" in text and "E: unbiased" in (folder / "squared/metrics.md").read_text()
+    root, squared = (pd.read_csv(folder / f"{name}/metrics.csv", index_col=["condition", "method", "metric", "genes"])["score"].sort_index() for name in ("run", "squared"))
+    energy = root.index.get_level_values("metric") == "E-distance"
+    assert np.allclose(root[~energy], squared[~energy], equal_nan=True)
+    assert (squared[energy] >= root[energy] ** 2 - 1e-9).all() and (squared[energy] < 1.5 * root[energy] ** 2 + 0.05).all()        # Jensen, over 5 splits
+    refused = run("evaluate.py", "run", "squared", cwd=folder)
+    assert refused.returncode == 2 and "some were scored with --squared" in refused.stderr
+    refused = run("evaluate.py", "run", "--squared", cwd=folder)
+    assert refused.returncode == 2 and "give --out" in refused.stderr
+
+
 def test_training_conditions_can_be_sampled_and_scored(folder):
     done("sample.py", "run", "--training", "--with-controls", cwd=folder)
     adata = anndata.read_h5ad(folder / "run/training.h5ad")

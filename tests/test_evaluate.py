@@ -203,7 +203,7 @@ def test_nothing_that_scoring_learns_comes_from_held_out_cells(screen, monkeypat
     """Neither the kernel's width nor the mean of the training perturbations changes with the held-out cells that are not scored."""
     scored, other = sorted(screen.held_out)[0], sorted(screen.held_out)[-1]
     asked = []
-    monkeypatch.setattr(evaluate, "score_condition", lambda m, c, methods, rng, orders, training, reference, others: (
+    monkeypatch.setattr(evaluate, "score_condition", lambda m, c, methods, rng, orders, training, reference, others, squared: (
         asked.append((training, reference)), ({"control": {}}, np.arange(60)))[1])
     score(screen, {scored: screen.X[:10]})
     changed = screen.X.copy()

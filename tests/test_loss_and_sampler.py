@@ -67,6 +67,16 @@ def losses(model, x0, xT, values, which=None, populations=None, conditions=None,
                       torch.Generator().manual_seed(seed))[:2]             # the prior is tested with the encoder
 
 
+def test_the_prior_of_a_batch_is_the_mean_over_its_pairs(monkeypatch):
+    model, (x0, xT, values) = model_for().train(), some_pairs(4)
+    real = departures.PerturbationEncoder.forward
+    monkeypatch.setattr(departures.PerturbationEncoder, "forward",
+                        lambda *a, **k: real(*a, **k)._replace(prior=torch.tensor([[1.0], [5.0]])))
+    conditions = [model.condition([("g0", 1.0)], "a"), ((), 0)]
+    prior = joint_loss(model, x0, xT, conditions, torch.tensor([0, 0, 0, 1]), torch.zeros(4, 2, dtype=torch.long), values)[2]
+    assert prior.item() == 2.0
+
+
 def test_joint_loss_gives_unexpressed_genes_no_expression_gradient_but_an_activation_gradient():
     """Fact 14, through the networks: of the expression bridge's output layer, the row of a gene that no cell expresses at T."""
     model = model_for().train()

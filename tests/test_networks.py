@@ -85,6 +85,10 @@ def test_the_prior_weighs_what_cell_types_share_and_nothing_else():
     unlikely = [stats.cauchy.logpdf(0) - stats.cauchy.logpdf(part[0].detach().numpy() / 0.2) for part in (level / model.level_scale, logit)]
     variances = 2 * scale ** 2 / model.control_fraction.mean().item()
     assert prior.flatten().tolist() == pytest.approx([(variances * unlikely[0] + unlikely[1]).mean() / 50, 0, 0], rel=1e-4)
+    alone = model_for(Settings(discrete=False, if_expressed=False, target_dropout=0.0, prior=0.2))                        # Eq. 9 counts all genes then
+    alone.encoder.cells.fill_(50.0)
+    level, _, _, prior = alone.encoder(conditions[:1], alone)
+    assert prior.item() == pytest.approx(2 / 50 * torch.log1p((level / 0.2) ** 2).mean().item(), rel=1e-4)
     for silent in (model_for(Settings(prior=0.0)), model_for(Settings(prior=0.2), kind="drug"), model_for()):            # the last: no cells yet
         if silent.settings.prior != 0.1:
             silent.encoder.cells.fill_(50.0)
@@ -97,7 +101,10 @@ def test_trunks_hear_of_a_gene_only_in_types_where_it_was_seen_but_always_of_a_d
     assert z[0].any() and not z[1].any()
     pair = model.encoder([model.condition([("g0", 1.0), ("g1", 1.0)], "a")], model).z
     assert torch.allclose(pair, z[0] + model.encoder([model.condition([("g1", 1.0)], "a")], model).z)
-    assert model_for(Settings(type_dropout=1.0)).train().encoder([model.condition([("g0", 1.0)], "b")], model).z.any()   # in training it must learn
+    learning = model_for(Settings(type_dropout=1.0, target_dropout=0.0)).train()           # in training the trunks must learn what they can
+    assert torch.allclose(learning.encoder([learning.condition([("g0", 1.0)], "a")], learning).z, learning.encoder.target.weight[:1])
+    untaught = model_for(Settings(null_pairs=False))
+    assert untaught.encoder([untaught.condition([("g0", 1.0)], "b")], untaught).z.any()
     drug = model_for(kind="drug")
     assert drug.encoder([drug.condition([("g0", 1.0)], "b")], drug).z.any()
 

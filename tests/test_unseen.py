@@ -54,6 +54,12 @@ def test_an_unseen_dose_cell_type_and_drug_are_nearer_than_controls_and_the_mean
     assert total["model"] < bar * min(total["control"], total["perturbed mean"]), total
 
 
+def test_the_prior_is_weighed_against_the_cells_of_an_average_training_condition(drugs):
+    _, screen, out = drugs
+    sizes = [len(rows) for key, rows in screen.groups.items() if key[0] != data.CONTROL and key not in screen.held_out]
+    assert sample.model_of(sample.read_checkpoint(out), "cpu").encoder.cells.item() == pytest.approx(np.mean(sizes))
+
+
 def test_a_drug_can_be_asked_for_at_any_dose_or_at_all_that_were_measured(drugs):
     _, screen, out = drugs
     model, groups = sample.model_of(sample.read_checkpoint(out), "cpu"), sample.groups_of(screen)
