@@ -223,7 +223,7 @@ def test_what_the_truth_marks_as_test_is_hidden_from_the_baselines(tmp_path, mon
     theirs.obs = theirs.obs[["cell_type"]].assign(perturbation=names[0].removesuffix("+ctrl"))
     theirs.write_h5ad(tmp_path / "theirs.h5ad")
     seen = []
-    monkeypatch.setattr(evaluate, "score", lambda screen, cells, seed: seen.append(screen.held_out) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(evaluate, "score", lambda screen, cells, seed, squared: seen.append(screen.held_out) or (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate_run(None, predicted=str(tmp_path / "theirs.h5ad"), path=str(tmp_path / "truth.h5ad"))
     assert {p for p, _ in seen[0]} == {name.removesuffix("+ctrl") for name in names[:2]}
