@@ -20,7 +20,8 @@ SETTINGS = ["--data", "tiny.h5ad", "--epochs", "45", "--width", "32", "--embeddi
 
 def start(folder, *arguments):
     return subprocess.Popen([*TRAIN, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+                            env={**os.environ, "OMP_NUM_THREADS": "1"},       # a shell that runs the tests in the background ignores Ctrl-C
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def epochs(folder, run):
