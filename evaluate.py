@@ -8,7 +8,7 @@ theirs.h5ad: log1p X; obs with `condition` (such as KLF1+TGFBR2@k562), or `pertu
 
 One convention. The measured cells of a condition are split into random halves, 5 times. Every method is scored against the same half with as
 many cells as it holds (fewer, for all, where one has fewer), so that the finite-sample bias is the same for all; the floor is the other half.
-Gene sets: all, the 20 and 40 of the largest Welch |t| of measured cells against controls, and those that more than a fifth switch on or off.
+Gene sets: all, the 20 and 40 of the largest Welch |t| of measured cells against controls, and those that a fifth of the cells switch.
 """
 import argparse
 import json

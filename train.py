@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,15 +42,14 @@ ABLATIONS = {  # name: what is changed of the default; the paper's Fig. 6, our i
     "co-expression network": "--grn coexpression", "exact pairing": "--pairing exact", "plans of 16": "--pairing-batch 16",
     "plans of 64": "--pairing-batch 64", "coupled": "--coupled", "the paper's": "--paper"}
 LOG = ("epoch", "endpoint_loss", "activation_loss", "prior", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
+STOPPED = []                                                                # signals that asked to stop, for loops to look at
 
 
 # ------------------------------------------------------------------------------------------------ from screen to model
 
 def build(screen, settings, device, also=()):
-    """An untrained Departures that knows the screen's control populations and its gene network.
-
-    also: measured genes that nobody perturbed but that somebody will ask for; they become nodes of the network.
-    """
+    """An untrained Departures that knows the screen's control populations and its gene network. also: measured genes that nobody perturbed
+    but that somebody will ask for; they become nodes of the network."""
     for gene in also:
         if gene not in screen.genes:
             raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
@@ -133,8 +133,8 @@ def knock_down_evidence(model, screen, measured, sd):
 def draw_pairs(screen, groups, settings, generator, device):
     """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error and the information of every plan (plans, 2).
 
-    Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half
-    paired with the other (null pairs, an improvement on the paper: they make "no perturbation" the origin of every effect).
+    Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half paired
+    with the other (null pairs, an improvement on the paper: they make "no perturbation" the origin of every effect).
     """
     sources, ends, which, plans = [], [], [], []
     for g, (p, t) in enumerate(groups):
@@ -164,8 +164,7 @@ def generator_for(device, generator):
 
 
 def train(model, screen, settings, out, state, device, save):
-    """Train from state["epoch"] to the end; save(state) after every epoch. Each epoch has its own seed, so a resumed run is
-    the same run."""
+    """Train from state["epoch"] to the end; save(state) after every epoch. Each has its own seed, so a resumed run is the same run."""
     groups = list(screen.training_groups())
     values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
     conditions = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups]
@@ -201,6 +200,8 @@ def train(model, screen, settings, out, state, device, save):
                 optimiser.step()
                 losses += torch.stack(parts).detach() / len(batches)
                 progress.update()
+                if STOPPED:
+                    raise KeyboardInterrupt
             if not torch.isfinite(losses).all():
                 raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
             state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
@@ -209,10 +210,15 @@ def train(model, screen, settings, out, state, device, save):
             progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
             save(state)
             write_log(out, state["log"])
-    loose = sum(row[5] for row in state["log"])
-    if loose:
-        print(f"warning: Sinkhorn left {loose:,} of {sum(r[4] for r in state['log']):,} plans more than 1 % off their marginals "
-              f"(worst {max(r[6] for r in state['log']):.2g}); a larger --epsilon converges faster")
+    if (log := pd.DataFrame(state["log"], columns=LOG))["unconverged"].any():
+        print(f"warning: Sinkhorn left {log['unconverged'].sum():,} of {log['plans'].sum():,} plans more than 1 % off their marginals "
+              f"(worst {log['marginal_error'].max():.2g}); a larger --epsilon converges faster")
+
+
+def stop(number, frame):
+    """Signal handler. Python drops the exception of one that comes while a library's callback or destructor runs; STOPPED keeps it."""
+    STOPPED.append(number)
+    raise KeyboardInterrupt
 
 
 def write_log(out, log):
@@ -278,10 +284,8 @@ def new_run(args):
 
 
 def ablate():
-    """Train and score every row of ABLATIONS with the command's other options over several seeds: a table and a figure.
-
-    A process each, so that any one can be repeated alone; what is done already is not done again.
-    """
+    """Train and score every row of ABLATIONS with the command's other options over several seeds: a table and a figure. A process each, so
+    that any one can be repeated alone; what is done already is not done again."""
     mine = argparse.ArgumentParser(add_help=False)
     for name, default in (("--out", ""), ("--seed", 0), ("--data", ""), ("--device", "cpu")):
         mine.add_argument(name, default=default, type=type(default))
@@ -345,6 +349,9 @@ def check(settings):
 
 
 def main():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:                     # so a shell sets Ctrl-C for what runs in its background
+            signal.signal(number, stop)
     args = parse()
     if args.ablate is not None:
         if args.ablate < 1 or args.resume:

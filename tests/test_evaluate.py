@@ -182,6 +182,18 @@ def test_one_condition_in_a_cell_type_is_scored_without_discrimination():
     assert np.isnan(discrimination["A@x"]) and 0 <= discrimination["A@y"] <= 1
 
 
+@pytest.mark.parametrize("squared", (False, True))
+def test_the_table_holds_the_distances_of_each_gene_set_alone(monkeypatch, squared):
+    monkeypatch.setattr(evaluate, "SPLITS", 1)
+    controls, measured, model = (np.maximum(0, rng.normal(size=(n, 60)) + np.linspace(0, shift, 60)) for n, shift in ((90, 0), (40, 2), (20, 1)))
+    order = rng.permutation(40)
+    scores, ranked = score_condition(measured, controls, {"model": model}, rng, [order], squared=squared)
+    for genes, columns in {"all": ranked, "DE20": ranked[:20], "DE40": ranked[:40]}.items():
+        x, y, gamma = model[:, columns], measured[order[:20]][:, columns], gamma_by_median(controls[:, columns])
+        expected = {"E-distance": e_distance(x, y, squared), "EMD": emd(x, y), "MMD2": mmd2(x, y, gamma)}
+        assert {metric: scores["model"][metric][genes] for metric in expected} == pytest.approx(expected)
+
+
 def test_few_controls_or_few_predicted_cells_bias_no_distance():
     """Nothing happens in this screen: whoever is scarce, all are scored on as many cells, none of them twice, and no gap opens."""
     screen = screen_with({("control", "x"): 30, ("A", "x"): 400, ("B", "x"): 30})

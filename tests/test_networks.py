@@ -89,10 +89,10 @@ def test_the_prior_weighs_what_cell_types_share_and_nothing_else():
     alone.encoder.cells.fill_(50.0)
     level, _, _, prior = alone.encoder(conditions[:1], alone)
     assert prior.item() == pytest.approx(2 / 50 * torch.log1p((level / 0.2) ** 2).mean().item(), rel=1e-4)
-    for silent in (model_for(Settings(prior=0.0)), model_for(Settings(prior=0.2), kind="drug"), model_for()):            # the last: no cells yet
-        if silent.settings.prior != 0.1:
-            silent.encoder.cells.fill_(50.0)
-        assert not silent.encoder(conditions, silent).prior.any()
+    without, drug, unmeasured = model_for(Settings(prior=0.0)), model_for(kind="drug"), model_for()
+    for counted in (without, drug):
+        counted.encoder.cells.fill_(50.0)
+    assert not any(silent.encoder(conditions, silent).prior.any() for silent in (without, drug, unmeasured))
 
 
 def test_trunks_hear_of_a_gene_only_in_types_where_it_was_seen_but_always_of_a_drug():
