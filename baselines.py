@@ -126,6 +126,20 @@ def within_covariance(screen, groups, columns=slice(None)):
     return np.asarray(S, np.float64) / cells, cells
 
 
+def knock_downs(screen, names, sd):
+    """What training perturbations did to the means, in units of the genes' sd (N,): how far each gene of names (P,) fell (Q, P), what that moved
+    (Q, N), and the error variance of this (Q, 1). Of the conditions whose targets are all among the names."""
+    shift, place = mean_shifts(screen), {name: i for i, name in enumerate(names)}
+    level = {t: np.asarray(screen.X[screen.controls(t)].mean(0)).ravel() / sd for t in screen.cell_types}
+    at = [int(np.flatnonzero(screen.genes == name)[0]) for name in names]
+    used = {key: [place[t] for t in _targets(key[0], screen)] for key in shift if set(_targets(key[0], screen)) <= set(place)}
+    knock = [np.bincount(nodes, -level[t][np.take(at, nodes)], minlength=len(names)) for (_, t), nodes in used.items()]
+    # The 0.003 is the model's own error: effects are not linear, so no mean is known to better than 0.05 sd.
+    noise = [1 / len(screen.groups[key]) + 1 / len(screen.controls(key[1])) + 0.003 for key in used]
+    tables = ((knock, len(names)), ([shift[key] / sd for key in used], len(sd)), (noise, 1))
+    return [np.reshape(table, (-1, width)) for table, width in tables]
+
+
 def linear_knockout(screen, ridge=0.1):
     """Ridge regression of all genes on the perturbable ones in control cells; then the target is set to zero.
 

@@ -6,20 +6,14 @@ Axes: C cells, N genes. A *perturbation* is canonical text without a cell type: 
 `Givinostat:0.1`; a *condition* is a perturbation in a cell type, `KLF1+TGFBR2@k562`. A *group* is a condition's cells.
 """
 import argparse
-import io
-import os
 import re
-import signal
-import sys
-import warnings
 from dataclasses import dataclass, field, replace
 
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem, write_elem
 from scipy import sparse
+
+from files import ONE_LINE, InputError, blocks, open_h5ad, run_script, save, some, stacked, write_h5ad  # noqa: F401  (for the scripts)
 
 CONTROL = "control"
 CONTROL_LABELS = re.compile(r"((neg(ative)?)?(control|ctrl)\d*|nontargeting\d*|ntc?|vehicle|dmso|unperturbed|untreated|unstimulated|mock)+")
@@ -28,16 +22,11 @@ CELL_TYPE_COLUMNS = ("cell_type", "cell_line", "celltype", "cell_label")
 COLUMNS = {"perturbation_column": "column of the perturbation, where detection guesses wrong",   # options of prepare
            "cell_type_column": "column of the cell type", "control": "label of the control cells",
            "layer": "layer to read in place of X", "split_column": "column whose values test or ood hold cells out"}
-ONE_LINE = {"usage": argparse.SUPPRESS, "formatter_class": argparse.RawDescriptionHelpFormatter}     # of argparse's own errors
-
-
-class InputError(Exception):
-    """Something in the user's file or command: one line that names it and says what to do. Scripts exit with 2."""
 
 
 @dataclass
 class Screen:
-    """Cells of a perturbation screen, in memory and sparse."""
+    """Cells of a perturbation screen, sparse; in memory or, where they would not fit, mapped from disk (files.py)."""
     X: sparse.csr_matrix                       # (C, N) log1p expression
     genes: np.ndarray                          # (N,) symbols, the names that perturbations use
     var_names: np.ndarray                      # (N,) the file's own gene index
@@ -83,7 +72,7 @@ def is_control(label):                         # `ctrl`, `Non-targeting`, GEARS'
 def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None):
     """An h5ad of any form that the README names as a Screen of all its genes. InputError for what cannot be understood."""
     adata = open_h5ad(path, layer)
-    obs, found = adata.obs, [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
+    X, obs, found = adata.X, adata.obs, [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
     if adata.n_obs < 1 or adata.n_vars < 2:
         raise InputError(f"{path}: holds {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to train on")
     for column in {perturbation_column, cell_type_column} - {None, *obs}:
@@ -95,11 +84,12 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
     keep = pd.notna(label) & pd.notna(cell_type) & (np.isfinite(dose) | np.isin(label, controls) if dose_column else True)
     if not keep.all():
         found.append(f"left out {(~keep).sum():,} cells without a value in {some(filter(None, (column, type_column, dose_column)))}")
-        adata, obs, label, cell_type, dose = adata[keep], obs[keep], label[keep], cell_type[keep], dose[keep] if dose_column else None
-    symbols, (X, how) = _symbols(adata.var, path), log1p_csr(adata.X, path)
+        X = stacked(blocks(X, np.flatnonzero(keep)), X.nnz, adata.n_vars)
+        obs, label, cell_type, dose = obs[keep], label[keep], cell_type[keep], dose[keep] if dose_column else None
+    symbols, (X, how) = _symbols(adata.var, path), log1p_csr(X, path)
     kind = _kind(obs, column, label, dose, symbols)
     perturbation = _canonical(label, dose, kind, controls, symbols)
-    screen = Screen(X, symbols, adata.var_names.to_numpy(str), adata.obs_names.to_numpy(str), perturbation, cell_type.astype(str),
+    screen = Screen(X, symbols, adata.var_names.to_numpy(str), obs.index.to_numpy(str), perturbation, cell_type.astype(str),
                     kind, obs, dict(adata.uns), found=found, source=str(path))
     for t in screen.cell_types:
         if (CONTROL, t) not in screen.groups:
@@ -109,35 +99,6 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
               f"cell types from {repr(type_column) if type_column else 'no column'}: "
               + ", ".join(f"{t} ({len(screen.controls(t)):,} controls)" for t in screen.cell_types)]
     return screen
-
-
-def open_h5ad(path, layer=None):
-    """A file's obs, var, two entries of uns, and X (or a layer) as CSR: the rest is never read, a dense X only in blocks of rows."""
-    if os.path.isdir(path) or not os.access(path, os.R_OK):
-        raise InputError(f"{path}: " + ("is a directory; name the h5ad in it" if os.path.isdir(path) else
-                                        "permission denied; make it readable" if os.path.exists(path) else "no such file; check the path"))
-    try:
-        with h5py.File(path) as f:
-            if isinstance(f["obs"], h5py.Dataset) and not layer:                         # written before AnnData 0.7 (2020), which it converts
-                return anndata.read_h5ad(path)
-            X = f.get(f"layers/{layer}" if layer else "X")
-            if X is None:
-                raise InputError(f"{path}: no {f'layer {layer!r}' if layer else 'X'}; the layers are "
-                                 f"{some(f.get('layers', ())) or 'none'}; name one with --layer")
-            dense = [sparse.csr_matrix(X[i:i + 4096].astype(np.float32)) for i in range(0, max(1, len(X)), 4096)] if isinstance(X, h5py.Dataset) else None
-            uns = {k: read_elem(f["uns"][k]) for k in ("departures", "drug_embedding") if k in f.get("uns", ())}
-            X = sparse.vstack(dense, format="csr") if dense else read_elem(X)
-            X.check_format(full_check=True)                                # a corrupt one would crash SciPy
-            return anndata.AnnData(X, read_elem(f["obs"]), read_elem(f["var"]), uns)
-    except (InputError, MemoryError):
-        raise
-    except Exception as e:                                                 # h5py and AnnData have no common error for a bad file
-        raise InputError(f"{path}: cannot be read as an h5ad ({str(e) or type(e).__name__}); write it again with AnnData's write_h5ad") from e
-
-
-def some(names, n=8):
-    names = list(map(str, names))
-    return ", ".join(names[:n]) + (f" and {len(names) - n:,} more" if len(names) > n else "")
 
 
 def _text(column):
@@ -177,20 +138,21 @@ def _symbols(var, path):
 
 
 def log1p_csr(X, path, counts=True):
-    """(log1p expression as float32 CSR, what was done). Integer X is counts, if it may be: to the median library, then log1p."""
-    X = sparse.csr_matrix(X, dtype=np.float32)
-    X.sum_duplicates()
-    X.eliminate_zeros()
-    wrong = ("NaN or infinite values; remove or repair those cells" if not np.isfinite(X.data).all() else
-             "negative values (scaled data?); give counts or log1p, or name a --layer" if (X.data < 0).any() else
+    """(log1p expression, what was done), in place in CSR X float32. Integer X is counts, if it may be: to the median library, then log1p."""
+    low, high = (X.data.min(), X.data.max()) if X.nnz else (0, 0)
+    wrong = ("NaN or infinite values; remove or repair those cells" if not np.isfinite([low, high]).all() else
+             "negative values (scaled data?); give counts or log1p, or name a --layer" if low < 0 else
              "nothing but zeros; name the --layer that holds the expression" if X.nnz == 0 else None)
-    counts = counts and (X.data == np.round(X.data)).all()
-    if wrong or not counts and X.data.max() > 20:                          # log1p of a million is 13.8
+    counts = counts and all((part == np.round(part)).all() for part in np.array_split(X.data, 1 + X.nnz // 2 ** 24))
+    if wrong or not counts and high > 20:                                  # log1p of a million is 13.8
         raise InputError(f"{path}: X holds {wrong or 'values above 20, neither counts nor log1p; log them, or name a --layer'}")
     if counts:
         total = np.asarray(X.sum(1)).ravel()
         scale = np.median(total[total > 0])
-        X.data = np.log1p(X.data * np.repeat(scale / np.where(total > 0, total, 1), np.diff(X.indptr)).astype(np.float32))
+        factor, lengths = (scale / np.where(total > 0, total, 1)).astype(np.float32), np.diff(X.indptr)
+        for rows in np.array_split(np.arange(len(total)), 1 + len(total) // 4096):
+            part = X.data[X.indptr[rows[0]]:X.indptr[rows[-1] + 1]]
+            np.log1p(part * np.repeat(factor[rows], lengths[rows]), out=part)
         return X, f"X is counts: normalised to the median library ({scale:,.0f}), then log1p"
     return X, "X is not integer: taken as log1p already, not normalised again"
 
@@ -297,11 +259,12 @@ def resolve(screen, name):
     return found
 
 
-def seurat_dispersion(X):
-    """Normalised dispersion of every gene (N,), Scanpy's `highly_variable_genes(flavor="seurat")` on log1p data X (C, N):
+def seurat_dispersion(X, rows=None):
+    """Normalised dispersion of every gene (N,), Scanpy's `highly_variable_genes(flavor="seurat")` on log1p data X (C, N) or some of its rows:
     log(variance / mean) of expm1(X), standardised within 20 bins of log1p(mean); Satija et al. 2015, Scanpy's conventions."""
-    E, n = X.astype(np.float64).expm1(), X.shape[0]
-    mean, square = (np.asarray(E.power(k).mean(0)).ravel() for k in (1, 2))
+    n = X.shape[0] if rows is None else len(rows)
+    sums = sum(np.stack([np.asarray(E.power(k).sum(0)).ravel() for k in (1, 2)]) for E in (part.astype(np.float64).expm1() for part in blocks(X, rows)))
+    mean, square = sums / n
     variance = (square - mean ** 2) * n / max(n - 1, 1)
     mean[mean == 0] = 1e-12
     dispersion = np.log(np.where(variance > 0, variance / mean, np.nan))
@@ -319,14 +282,15 @@ def choose_genes(screen, n):
     targets = {g for p in set(screen.perturbation) for g, _ in targets_of(p, screen.kind)} & set(screen.genes)
     if n < max(2, len(targets)):
         raise InputError(f"--genes {n}: no genes left beside the {len(targets)} perturbed ones that {screen.source} measures; give more")
-    dispersion = seurat_dispersion(screen.X[np.sort(np.concatenate(list(screen.training_groups().values())))])
+    dispersion = seurat_dispersion(screen.X, np.sort(np.concatenate(list(screen.training_groups().values()))))
     rank = np.where(np.isin(screen.genes, list(targets)), np.inf, np.nan_to_num(dispersion, nan=-np.inf))
     screen.found.append(f"kept {n:,} genes: the perturbed ones, then the most variable")
     return take_genes(screen, np.sort(np.argsort(-rank, kind="stable")[:n]))
 
 
 def take_genes(screen, columns):               # in the order of columns
-    return replace(screen, X=screen.X[:, columns].tocsr(), genes=screen.genes[columns], var_names=screen.var_names[columns])
+    X = stacked((part[:, columns] for part in blocks(screen.X)), screen.X.nnz, len(columns))
+    return replace(screen, X=X, genes=screen.genes[columns], var_names=screen.var_names[columns])
 
 
 def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, **columns):     # what every script starts from
@@ -346,44 +310,6 @@ def describe(screen):                          # what was understood, in lines f
     if small:
         lines.append(f"warning: {len(small):,} conditions have fewer than 10 cells ({some(small, 4)}); below 4 none is scored")
     return screen.found + lines
-
-
-def save(path, content):
-    """Bytes to path, all or nothing: flushed under a temporary name, then renamed, so that nobody ever sees half a file."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be written ({e.strerror}); free some space or choose another place") from e
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def write_h5ad(adata, path):
-    memory = io.BytesIO()                                                  # a full disk makes h5py crash: it never meets one
-    with h5py.File(memory, "w") as f:
-        write_elem(f, "/", adata, dataset_kwargs={"compression": "gzip"})
-    save(path, memory.getbuffer())
-
-
-def run_script(main):
-    """Run a script's main(): wrong input is one line on stderr and exit code 2; Ctrl-C and SIGTERM one line and 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.simplefilter("ignore")                                        # libraries' asides to programmers; our own are printed
-    try:
-        main()
-    except (InputError, OSError, MemoryError) as e:
-        what = f"{e.filename or 'output'}: {e.strerror}; check the path, its rights and the space" if isinstance(e, OSError) else str(e)
-        print("error: " + (" ".join(what.split()) or "out of memory; try fewer --genes"), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; start again", file=sys.stderr)
-        sys.exit(130)
 
 
 def main():

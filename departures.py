@@ -33,8 +33,8 @@ def option(default, text, **more):
 class Settings:
     """Everything that decides a run. The command line is generated from it and the checkpoint carries it."""
     # bridges
-    sigma: float = option(0.2, "noise scale of the Brownian bridge (paper 0.2)")
-    steps: int = option(50, "sampling steps (paper 50)")
+    sigma: float = option(0.2, "noise scale of the Brownian bridge (paper 0.2)", least=1e-9)
+    steps: int = option(50, "sampling steps (paper 50)", least=1)
     discrete: bool = option(True, "a bridge of its own for which genes are on; without it one bridge carries the zeros as well")
     coupled: bool = option(False, "d_theta may look at the levels too, not only at what is on")
     kappa: str = option("linear", "schedule of the discrete bridge", choices=("linear", "quadratic", "cosine"))
@@ -42,33 +42,33 @@ class Settings:
     pairing: str = option("entropic", "how controls are paired with perturbed cells", choices=("exact", "entropic", "random"))
     cost: str = option("sqeuclidean", "transport cost", choices=("sqeuclidean", "euclidean", "cosine"))
     epsilon: str = option("0.05", "entropic regularisation: a fraction of the mean cost, of the largest ('0.1max'), or 'bridge'")
-    pairing_batch: int = option(512, "largest number of cells in one transport plan")
+    pairing_batch: int = option(64, "largest number of cells in one transport plan (paper: those of a batch)", least=1)
     # the five improvements on the paper; --paper switches them all off
     skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left")
     if_expressed: bool = option(True, "bridge the level of a gene if it is expressed; fill silent genes with draws")
     null_pairs: bool = option(True, "also train on control-control pairs, under no perturbation")
-    label_dropout: float = option(0.3, "probability of hiding the cell type's label in training")
+    label_dropout: float = option(0.3, "probability of hiding the cell type's label in training", least=0, most=1)
     exact_step: bool = option(True, "sample with the exact bridge step instead of Euler-Maruyama")
     # perturbation encoder
     grn: str = option("structural", "where the gene network comes from: structural, coexpression, none, or an edge list "
                                     "(CSV: source,target[,weight])")
-    grn_factors: int = option(6, "hidden factors beside the genes in the structural network")
-    grn_hubs: int = option(20, "measured genes that vary most with others, to be nodes of it beside the targets")
+    grn_factors: int = option(6, "hidden factors beside the genes in the structural network", least=1)
+    grn_hubs: int = option(20, "measured genes that vary most with others, to be nodes of it beside the targets", least=0)
     drug_embedding: str = option("", "structures of drugs: CSV by drug name (numbers, or a SMILES column); without it the file's own")
-    grn_sparsity: float = option(90.0, "penalty on the structural network's edges")
-    target_dropout: float = option(0.3, "probability of hiding who the target is, so that the network must explain it")
-    type_dropout: float = option(0.5, "probability of hiding what a target does in this cell type beyond what it does in all")
-    prior: float = option(0.1, "scale of the Cauchy prior on what a gene does in all cell types (log odds; sd of the level); 0, or drugs: none")
+    grn_sparsity: float = option(90.0, "penalty on the structural network's edges", least=0)
+    target_dropout: float = option(0.3, "probability of hiding who the target is, so that the network must explain it", least=0, most=1)
+    type_dropout: float = option(0.5, "probability of hiding what a target does in this cell type beyond what it does in all", least=0, most=1)
+    prior: float = option(0.1, "scale of the Cauchy prior on what a gene does in all cell types (log odds; sd of the level); 0, or drugs: none", least=0)
     # networks and training
-    width: int = option(256, "hidden units of x_theta and d_theta")
-    embedding: int = option(64, "length of a target's learned embedding")
-    epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5")
-    batch: int = option(64, "pairs in a batch (paper 64 and 256)")
-    learning_rate: float = option(2e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine")
-    seed: int = option(0, "of everything random: the split, the pairs, the training, the samples")
+    width: int = option(256, "hidden units of x_theta and d_theta", least=1)
+    embedding: int = option(64, "length of a target's learned embedding", least=1)
+    epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5", least=0)
+    batch: int = option(64, "pairs in a batch (paper 64 and 256)", least=1)
+    learning_rate: float = option(2e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine", least=1e-9)
+    seed: int = option(0, "of everything random: the split, the pairs, the training, the samples", least=0, most=2 ** 31 - 1)
     # data
     genes: int = option(5000, "genes to keep: the perturbed ones, then the most variable (paper 5,000 and 2,000)")
-    test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)")
+    test_fraction: float = option(0.3, "share of the perturbed genes, or of the drug conditions, to hold out (paper 0.3)", least=0, most=1)
 
     def as_in_the_paper(self):
         """The literal method: none of the five improvements, no prior, the co-expression network, the released code's pairing. What
@@ -79,14 +79,28 @@ class Settings:
         return self
 
 
+class Share(NamedTuple):
+    """The rows (n,) of a batch of `total` cells that one of several processes works on, and the generator that all of them seeded alike. Each
+    draws the whole batch's random numbers and keeps its rows': they are the same however many processes there are."""
+    generator: torch.Generator | None
+    rows: torch.Tensor | slice
+    total: int
+
+
+def draw(kind, like, generator=None):
+    """Random numbers of torch.rand or torch.randn in the shape and type of `like` (B, ...). generator: a torch.Generator, or a Share."""
+    if isinstance(generator, Share):
+        return draw(kind, like.new_empty(generator.total, *like.shape[1:]), generator.generator)[generator.rows]
+    return kind(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
 # ================================================================================================ 1  Brownian bridge
 
 def bridge_sample(x0, xT, t, sigma, generator=None):
     """x_t of the Brownian bridge from x0 to xT (B, N) at times t (B, 1): Eq. 4 and 7.
-
     The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has B_t - t B_T the paper's variance t (1 - t).
     """
-    z = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    z = draw(torch.randn, x0, generator)
     return (1 - t) * x0 + t * xT + sigma * torch.sqrt(t * (1 - t)) * z
 
 
@@ -97,14 +111,14 @@ def bridge_drift(x, xT, t):
 
 def euler_maruyama_step(x, xT, t, h, sigma, generator=None):
     """x_{t+h} by Eq. 16. Its last step leaves noise of variance sigma^2 h on the endpoint."""
-    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    z = draw(torch.randn, x, generator)
     return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h) * z
 
 
 def exact_bridge_step(x, xT, t, h, sigma, generator=None):
     """x_{t+h} drawn from the bridge from x at t to xT at T: exact, and without noise at T, for a given endpoint. A predicted one is a
     mean, which costs variance at T: of standard normals paired as Schroedinger would, sigma^2 h (log(1/h) + 0.6) at most (tested)."""
-    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    z = draw(torch.randn, x, generator)
     left = max(1 - t - h, 0.0)                                             # the last t + h may exceed 1 by rounding
     return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h * left / (1 - t)) * z
 
@@ -120,23 +134,20 @@ KAPPA_DOT = {"linear": torch.ones_like, "quadratic": lambda t: 2 * t,
 
 def mixture_sample(d0, dT, t, kappa="linear", generator=None):
     """d_t: every gene takes its endpoint state with probability kappa(t), else its start. Eq. 11 (whose x are d)."""
-    u = torch.rand(d0.shape, generator=generator, device=d0.device, dtype=d0.dtype)
+    u = draw(torch.rand, d0, generator)
     return torch.where(u < KAPPA[kappa](t), dT, d0)
 
 
 def ctmc_rate(y, d, p_on, t, kappa="linear"):
     """Rate u_t(y, d) of each gene from state d to state y, given p_on = P(d_T = 1 | d_t): Eq. 13, corrected.
-
     The factor is kappa' / (1 - kappa), 1 / (T - t) for kappa = t. With the printed kappa / (1 - kappa) the chain's forward equation does not
-    return the mixture of Eq. 11: at t = 0, for one, nothing would ever move.
-    """
+    return the mixture of Eq. 11: at t = 0, for one, nothing would ever move."""
     p_y = torch.where(y == 1, p_on, 1 - p_on)
     return KAPPA_DOT[kappa](t) / (1 - KAPPA[kappa](t)) * (p_y - (y == d).to(p_on.dtype))
 
 
 def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
     """d_{t+h}: every gene is redrawn from its posterior with probability (kappa(t+h) - kappa(t)) / (1 - kappa(t)). Eq. 17.
-
     The printed Eq. 17 adds h p / (T - t) to the current state and so sums to 1 + h / (T - t); what is added must leave the current state:
     delta + h (p - delta) / (T - t). For kappa = t our jump probability is that h / (T - t); for any kappa it integrates Eq. 13 exactly
     while the posterior stands still, and the last step redraws every gene.
@@ -156,15 +167,14 @@ class ActiveValues:
     """
 
     def __init__(self, start, count, values, device="cpu"):
-        self.start, self.count = (torch.as_tensor(a, device=device) for a in (start, count))           # (populations, N)
+        start, count = (torch.as_tensor(a, device=device) for a in (start, count))                     # (populations, N)
+        self.start, self.count = torch.where(count > 0, start, len(values)), count.clamp_min(1).float()
         self.values = torch.as_tensor(np.append(values, np.float32(0)), device=device)        # the 0 is for silent genes
 
     def fill(self, x, population, generator=None):
         """x (B, N) with every zero replaced by a draw; population (B,) indexes the table."""
-        start, count = self.start[population], self.count[population]
-        u = torch.rand(x.shape, generator=generator, device=x.device)
-        index = start + torch.minimum((u * count).long(), count - 1)
-        return torch.where(x != 0, x, self.values[torch.where(count > 0, index, len(self.values) - 1)])
+        nth = draw(torch.rand, x, generator) * self.count[population]       # below count, also when rounded: u is at most 1 - 2^-24
+        return torch.where(x != 0, x, self.values[self.start[population] + nth.long()])
 
 
 # ======================================================================================================== 4  pairing
@@ -179,7 +189,6 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 
 def regularisation(C, cost, epsilon, sigma):
     """epsilon in units of the cost matrix C: a fraction of its mean, or ("0.1max") of its maximum, or "bridge".
-
     The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for |x - y|^2, 2 sigma^2 T.
     (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there.
     """
@@ -194,7 +203,6 @@ def regularisation(C, cost, epsilon, sigma):
 
 def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
     """Transport plan (n, m) between uniform weights for cost C, and its largest relative marginal error.
-
     method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's device) or "random".
     """
     n, m = C.shape
@@ -217,7 +225,6 @@ def plan_information(plan):
 
 def draw_partners(plan, generator=None):
     """For each row of the plan (each perturbed cell) a column (a control) drawn from the plan given that row: (n,).
-
     So every perturbed cell is used exactly once, and the target marginal is exact even where Sinkhorn's is not.
     """
     cumulative = plan.double().cumsum(1)
@@ -241,7 +248,6 @@ def pair(xT, x0, settings, generator=None):
 
 def propagate(W, sources, hops=3):
     """Effects (P, N) of holding nodes `sources` (P,) one unit up in a network W (N, N) whose entry [j, i] is the edge i -> j.
-
     Each node passes on the mean of its incoming messages (weighted by |W|), and the held node's own level does not move.
     """
     W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
@@ -307,7 +313,6 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
 
 def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, **options):
     """Effects (P, N) by `fit_structural_equations`, each target's from fits that never saw it perturbed (cross-fitting).
-
     A training target's row must be as good as an unseen one's, no better, or the encoder would trust the network more than it deserves.
     Targets of training conditions are dealt to folds; the rest get the mean over the fits. Hubs, the genes that co-vary most, are nodes
     as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets.
@@ -339,7 +344,6 @@ class Encoded(NamedTuple):
 
 class PerturbationEncoder(nn.Module):
     """A condition ((target, dose), ...), cell type -> how it shifts every gene. Runs once per distinct condition.
-
     Two voices are added. The *network's*: the GRN's effects, each multiplied by a gain that a small shared map computes from the gene's own
     statistics, so it works for targets never seen. The *memory's*: a learned embedding per target, and one per (target, cell type), linear
     from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
@@ -371,7 +375,6 @@ class PerturbationEncoder(nn.Module):
 
     def expected(self):
         """The memory (embedding,) of a target never seen: the mean over those seen, shrunk towards no effect.
-
         By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance.
         """
         if self.seen.sum() < 2:
@@ -466,7 +469,6 @@ class Departures(nn.Module):
 
     def gate(self, t):
         """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
-
         An improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by gene, and a network with
         a bottleneck cannot make one. For activation, `evidence` is its counterpart.
         """
@@ -478,11 +480,9 @@ class Departures(nn.Module):
     def evidence(self, t, d, cell_type):
         """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): one gene's own state in its posterior; grows like -log(1 - kappa)."""
         kappa = KAPPA[self.settings.kappa](t).clamp_max(1 - 1e-4)
-        prior = torch.logit(self.control_fraction[cell_type])
-        off, on = torch.sigmoid(prior + self.start_given_end[0]), torch.sigmoid(prior + self.start_given_end[1])
-        if_on = torch.log((kappa + (1 - kappa) * on) / ((1 - kappa) * off))
-        if_off = torch.log((1 - kappa) * (1 - on) / (kappa + (1 - kappa) * (1 - off)))
-        return torch.where(d == 1, if_on, if_off)
+        prior = torch.logit(self.control_fraction)[cell_type]
+        off, on = (torch.sigmoid((2 * d - 1) * (prior + start)) for start in self.start_given_end)             # P(d_0 = d_t | d_T)
+        return torch.log((kappa * d + (1 - kappa) * on) / (kappa * (1 - d) + (1 - kappa) * off))
 
     def predict_level(self, t, x, d, cell_type, label, condition):
         """x_theta: the endpoint x_T (B, N) given x_t; with if-expressed levels it may look at what is on, d_t, only."""
@@ -499,7 +499,7 @@ class Departures(nn.Module):
 
     def predict_logit(self, t, x, d, cell_type, label, condition):
         """d_theta: log odds (B, N) that each gene is on at T, given d_t (and, if coupled, x_t where it is on)."""
-        logit, state = torch.logit(self.control_fraction[cell_type]) + condition.logit, 2 * d - 1
+        logit, state = torch.logit(self.control_fraction)[cell_type] + condition.logit, 2 * d - 1
         if self.settings.coupled:
             state = torch.cat([state, d * (x - self.control_level[cell_type]) / self.level_scale], 1)
         logit = logit + self.d_trunk(state, t, label, condition.z)
@@ -510,7 +510,7 @@ class Departures(nn.Module):
         for x_0 carries the cell type, and a label never seen perturbed misleads."""
         hide = cell_type >= self.n_labels
         if self.training:
-            hide = hide | (torch.rand(cell_type.shape, generator=generator, device=cell_type.device) < self.settings.label_dropout)
+            hide = hide | (draw(torch.rand, cell_type.float(), generator) < self.settings.label_dropout)
         return torch.where(hide, self.n_labels, cell_type)
 
     def add_cell_type(self, name, mean, level, fraction, cells):
@@ -525,7 +525,6 @@ class Departures(nn.Module):
 
     def condition(self, targets, cell_type):
         """Indices ((target, dose), ...), cell type of a condition named [(target, dose), ...], name.
-
         Raises ValueError for a target of which nothing is known: not perturbed in training, and no effect in the network.
         """
         for target, _ in targets:
@@ -551,17 +550,17 @@ def activation_loss(dT, logit):
 
 def joint_loss(model, x0, xT, conditions, which, populations, values=None, generator=None):
     """Eq. 9 and Eq. 14, whose sum is Eq. 15, on pairs (x0, xT) (B, N); and the prior's share, to be added.
-
     conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their if-expressed values.
+    generator: a Share, where the pairs are one process's of a batch; its conditions are the whole batch's.
     """
-    settings = model.settings
+    settings, generator = model.settings, generator if isinstance(generator, Share) else Share(generator, slice(None), len(x0))
     d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
     x0, end = (values.fill(x, populations[:, i], generator) if settings.if_expressed else x for i, x in enumerate((x0, xT)))
-    B = len(x0)                             # t uniform, one in each B-th of [0, 1): the same expectation, a quieter loss
-    t = ((torch.arange(B, device=x0.device) + torch.rand(B, generator=generator, device=x0.device)) / B)[:, None]
+    B = generator.total                     # t uniform, one in each B-th of [0, 1): the same expectation, a quieter loss
+    t = ((torch.arange(B, device=x0.device)[generator.rows] + draw(torch.rand, x0[:, 0], generator)) / B)[:, None]
     xt = bridge_sample(x0, end, t, settings.sigma, generator)
     dt = mixture_sample(d0, dT, t, settings.kappa, generator)
-    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, generator)))
+    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, generator.generator)))
     cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
     label = model.label(cell_type, generator)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
@@ -575,7 +574,6 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
 @torch.no_grad()
 def sample(model, x0, condition, values=None, generator=None, steps=None, trace=None):
     """Predicted cells from control cells x0 (B, N) of the condition's type: Eq. 16 to 18.
-
     Returns (B, N) predicted expression x_T * d_T, and x_T itself, the level if expressed; both >= 0, as the released code's.
     values: the controls' if-expressed values, one population per cell type of the model. trace: a list that gets each step's (x_t, d_t).
     """

@@ -1,5 +1,6 @@
 """Every figure of the scripts, and the tables of evaluate.py. Colours are Okabe and Ito's, safe for colour-blind readers, or dark to light."""
 import glob
+import io
 import os
 import re
 
@@ -335,8 +336,14 @@ def draw_loss(path, epoch, endpoint, activation):
 def finish(figure, path):
     for panel in figure.axes:
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    write(figure, path)
+
+
+def write(figure, path):
+    memory = io.BytesIO()
+    figure.savefig(memory, dpi=150)
     plt.close(figure)
+    data.save(path, memory.getbuffer())                                    # all or nothing, like every other file
 
 
 # ---------------------------------------------------------------------------------------------------------------- toys
@@ -345,9 +352,8 @@ STYLE = {"exact": ("#000000", "o"), "entropic": ("#0072B2", "s"), "random": ("#E
 
 
 def draw_gaussian(path, table, known):
-    """Cross-covariance over batch size: of the pairs (hollow) and of the trained bridge (filled; line: in theory).
-
-    known: {batch size: exact pairs' in one dimension}."""
+    """Cross-covariance over batch size: of the pairs (hollow) and of the trained bridge (filled; line: in theory). known: {batch size: exact
+    pairs' in one dimension}."""
     dimensions = sorted(table["dimensions"].unique())
     figure, panels = plt.subplots(1, len(dimensions), figsize=(10, 3.8), sharey=True, layout="constrained")
     for panel, d in zip(panels, dimensions):
@@ -363,11 +369,9 @@ def draw_gaussian(path, table, known):
         panel.set(xscale="log", xlabel="cells in one plan", title="1 dimension" if d == 1 else f"{d} dimensions", xlim=(6, 700))
         panel.set_xticks([8, 32, 128, 512], ["8", "32", "128", "512"], minor=False)
         panel.minorticks_off()
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("Cov(start, end) / closed form")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    finish(figure, path)
 
 
 def draw_trackability(path, table, bounds):
@@ -393,5 +397,4 @@ def draw_trackability(path, table, bounds):
         panel.set_xlabel("deviation $\\|W - I\\|_F$ (finer steps below 10)", parse_math=True)
     figure.colorbar(image, ax=panels, label="share of cells whose true partner is found", shrink=0.8)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write(figure, path)

@@ -24,6 +24,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 import data
+import files
 from departures import ActiveValues, Departures, Settings, propagate, sample
 from figures import draw_paths
 
@@ -90,25 +91,28 @@ def check_device(device):
 
 # ------------------------------------------------------------------------------------ what the model is told of a screen
 
-def population_statistics(X):
-    """(mean, mean where expressed, fraction of cells expressing, variance where expressed) of each gene, (4, N) float32.
-
-    X (C, N) sparse. A gene that no cell expresses has mean and variance 0.
-    """
-    columns = X.tocsc()
-    n = np.diff(columns.indptr)
-    total, squares = np.asarray(X.sum(0)).ravel(), np.asarray(X.multiply(X).sum(0)).ravel()
+def population_statistics(X, rows=None):
+    """(mean, mean where expressed, fraction of cells expressing, variance where expressed) of each gene, (4, N) float32, in sparse X (C, N) or
+    some of its rows. A gene that no cell expresses has mean and variance 0."""
+    cells, (n, total, squares) = 0, np.zeros((3, X.shape[1]))
+    for part in data.blocks(X, rows):
+        cells += part.shape[0]
+        for table, weights in ((n, None), (total, part.data), (squares, part.data.astype(np.float64) ** 2)):
+            table += np.bincount(part.indices, weights, X.shape[1])
     active_mean = total / np.maximum(n, 1)
     variance = np.maximum(squares / np.maximum(n, 1) - active_mean ** 2, 0)
-    return np.stack([total / X.shape[0], active_mean, n / X.shape[0], variance]).astype(np.float32)
+    return np.stack([total / cells, active_mean, n / cells, variance]).astype(np.float32)
 
 
 def active_values(X, groups):
     """Every gene's non-zero values in every group, for draws "if expressed": (start, count) each (P, N), values (nnz,).
 
     `values[start[p, i] : start[p, i] + count[p, i]]` are gene i's in group p (rows groups[p] of X). A gene silent in a
-    group borrows its values in all the groups together; one silent everywhere has count 0.
+    group borrows its values in all the groups together; one silent everywhere has count 0. Where that would take more than half of
+    files.IN_MEMORY, every second (third …) cell of each group has to do.
     """
+    thin = max(1, -(-16 * sum(map(len, groups)) * X.nnz // X.shape[0] // int(files.IN_MEMORY)))
+    groups = [rows[::thin] for rows in groups]
     tables = [X[rows].tocsc() for rows in [*groups, np.concatenate(groups)]]
     count = np.stack([np.diff(t.indptr) for t in tables]).astype(np.int64)
     offset = np.cumsum([0] + [t.nnz for t in tables[:-1]])
@@ -118,10 +122,10 @@ def active_values(X, groups):
     return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
 
 
-def describe_cell_type(model, cell_type, X, elsewhere):
-    """Tell the model what a type's controls X (cells, N) are like; genes they never express take the level `elsewhere` (N,)."""
-    mean, level, fraction, _ = population_statistics(X)
-    model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, X.shape[0])
+def describe_cell_type(model, cell_type, X, rows, elsewhere):
+    """Tell the model what a type's controls are like, some rows of X (C, N); genes they never express take the level `elsewhere` (N,)."""
+    mean, level, fraction, _ = population_statistics(X, rows)
+    model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, len(rows))
 
 
 def structures(screen, path):
@@ -253,10 +257,10 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     if content["epoch"] < content["epochs"]:
         print(f"note: {run} is not finished: {content['epoch']} of {content['epochs']} epochs; train.py --resume {run} goes on")
     screen = screen or _screen(content, path, columns or {})
-    level = population_statistics(screen.X[np.concatenate([screen.controls(t) for t in screen.cell_types])])[1]
+    level = population_statistics(screen.X, np.concatenate([screen.controls(t) for t in screen.cell_types]))[1]
     for t in screen.cell_types:
         if path or t not in model.cell_types:
-            describe_cell_type(model, str(t), screen.X[screen.controls(t)], level)
+            describe_cell_type(model, str(t), screen.X, screen.controls(t), level)
     known = [t for t in model.cell_types if (data.CONTROL, t) in screen.groups]
     table = ActiveValues(*active_values(screen.X, [screen.controls(t) for t in known]), device)
     place = torch.tensor([known.index(t) if t in known else 0 for t in model.cell_types], device=device)

@@ -83,7 +83,7 @@ def sequence(log_rate, shift, obs, symbols, W, effect, perturbed, rng):
                               for rate in map(np.exp, (log_rate + shift, log_rate)))
     obs.index = [f"cell{i:05d}" for i in range(len(obs))]
     var = pd.DataFrame({"gene_name": symbols}, index=[f"ENSG{i + 1:011d}" for i in range(len(symbols))])
-    adata = anndata.AnnData(data.log1p_csr(counts, "simulated")[0], obs.astype({c: "category" for c in obs if obs[c].dtype == object}), var)
+    adata = anndata.AnnData(data.log1p_csr(counts.astype(np.float32), "simulated")[0], obs.astype({c: "category" for c in obs if obs[c].dtype == object}), var)
     adata.layers.update(counts=counts, counterfactual=counterfactual)
     adata.varp["grn"], adata.varm["effect"] = sparse.csr_matrix(W), pd.DataFrame(effect, adata.var_names, perturbed)
     return adata
@@ -327,7 +327,7 @@ def pairing(out, seed=0):
     """
     screen, rng, rows = simulate_screen(300, 4, 6000, seed=seed), np.random.default_rng(seed), []
     counts, twin = (screen.layers[k].toarray().astype(int) for k in ("counts", "counterfactual"))
-    log_normalise = lambda x: data.log1p_csr(x, "simulated")[0].toarray()  # noqa: E731
+    log_normalise = lambda x: data.log1p_csr(sparse.csr_matrix(x, dtype=np.float32), "simulated")[0].toarray()  # noqa: E731
     full_twin, full = map(log_normalise, (twin, counts))
     label = screen.obs["condition"].astype(str) + "@" + screen.obs["cell_type"].astype(str)
     groups = {name: np.flatnonzero(label == name) for name in sorted(set(label))}

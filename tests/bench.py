@@ -1,15 +1,16 @@
-"""How fast a training step and the sampler are, and how much of that is matrix products at this machine's own rate.
+"""How fast everything is, each beside what limits it: this machine's own matrix products and memory, AnnData's, SciPy's and POT's own time.
 
-    python tests/bench.py --genes 2000 --batch 64
+    python tests/bench.py                      training step, sampler, pairing and loading: one table
+    python tests/bench.py --genes 2000 --batch 64 512 --device cuda
     python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
                                                26 conditions of twice as many
     python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
+    python tests/bench.py --disk 1000000       the same file trained on from memory and from disk: speed and memory of both
 
 Untrained weights and random sparse cells: the speed does not depend on either.
 """
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,19 +18,21 @@ import time
 
 import anndata
 import numpy as np
+import ot
 import pandas as pd
 import torch
 from scipy import sparse, stats
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 
 import data  # noqa: E402  (the path comes first)
 import evaluate  # noqa: E402
-from departures import ActiveValues, Departures, Settings, joint_loss, pair, sample  # noqa: E402  (the path comes first)
+from departures import ActiveValues, Departures, Settings, joint_loss, pair, regularisation, sample, transport_cost  # noqa: E402
 from sample import active_values  # noqa: E402
 
 
-def seconds(f, device, repeats):
+def seconds(f, device="cpu", repeats=5):
     """Median time of f() after one warm-up."""
     times = []
     for _ in range(repeats + 1):
@@ -43,11 +46,10 @@ def seconds(f, device, repeats):
     return float(np.median(times[1:]))
 
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# ------------------------------------------------------------------------------------------------- files of many cells
 
-
-def memory(cells, genes, density=0.05):
-    """Peak resident memory of train.py on a file as large as sci-Plex3: 188 drugs, 4 doses, 3 cell types, counts, CSR."""
+def large_screen(path, cells, genes, density=0.05):
+    """Write a file as large as sci-Plex3, or larger: 188 drugs, 4 doses, 3 cell types, counts, CSR."""
     rng, per_cell = np.random.default_rng(0), int(genes * density)
     liking = rng.gumbel(size=(2000, genes)) + rng.normal(0, 1.5, genes)    # 2,000 patterns of genes, some expressed more often than others
     indices = np.sort(np.argsort(-liking)[:, :per_cell])[rng.integers(0, 2000, cells)].ravel().astype(np.int32)
@@ -56,14 +58,43 @@ def memory(cells, genes, density=0.05):
     obs = pd.DataFrame({"condition": np.where(drug < 0, "control", np.char.add("drug", drug.astype(str))), "dose_val":
                         rng.choice([0.001, 0.01, 0.1, 1.0], cells), "cell_type": rng.choice(["A549", "K562", "MCF7"], cells)})
     obs.index = obs.index.astype(str)
-    with tempfile.TemporaryDirectory() as folder:
-        anndata.AnnData(X, obs.astype({"condition": "category", "cell_type": "category"})).write_h5ad(f"{folder}/big.h5ad")
-        size = os.path.getsize(f"{folder}/big.h5ad")
-        subprocess.run([sys.executable, f"{ROOT}/train.py", "--data", "big.h5ad", "--epochs", "1", "--batch", "256", "--test-fraction", "0.02"],
-                       cwd=folder, check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20
-    print(f"{cells:,} cells x {genes:,} genes, {size / 2 ** 30:.2f} GiB on disk: peak memory of train.py {peak:.2f} GiB")
+    anndata.AnnData(X, obs.astype({"condition": "category", "cell_type": "category"})).write_h5ad(path)
+    print(f"{cells:,} cells x {genes:,} genes, {os.path.getsize(path) / 2 ** 30:.2f} GiB on disk", flush=True)
 
+
+def train_on(path, out, *options, **environment):
+    """Run train.py on a file: (seconds of its epochs, peak of all memory, peak of what is not mapped from files), the last two in GiB."""
+    process = subprocess.Popen([sys.executable, f"{ROOT}/train.py", "--data", path, "--test-fraction", "0.02", "--out", out, *options],
+                               env={**os.environ, **environment})
+    peak = {"RssAnon": 0, "VmHWM": 0}
+    while process.poll() is None:
+        time.sleep(0.05)
+        try:
+            now = dict(line.split(":", 1) for line in open(f"/proc/{process.pid}/status").read().splitlines())
+            peak = {name: max(most, int(now[name].split()[0])) for name, most in peak.items()}
+        except (OSError, KeyError):                                        # it has just ended
+            pass
+    assert process.returncode == 0
+    return pd.read_csv(f"{out}/log.csv")["seconds"].sum(), peak["VmHWM"] / 2 ** 20, peak["RssAnon"] / 2 ** 20
+
+
+def memory(cells, genes):
+    with tempfile.TemporaryDirectory() as folder:
+        large_screen(f"{folder}/big.h5ad", cells, genes)
+        print(f"peak memory of train.py: {train_on(f'{folder}/big.h5ad', f'{folder}/run', '--epochs', '1', '--batch', '256')[1]:.2f} GiB")
+
+
+def disk(cells, genes):
+    with tempfile.TemporaryDirectory() as folder:
+        large_screen(f"{folder}/big.h5ad", cells, genes)
+        took = {}
+        for place, limit in (("memory", 64), ("disk", 0.1)):
+            took[place], both, own = train_on(f"{folder}/big.h5ad", f"{folder}/{place}", "--epochs", "1", "--batch", "512", DEPARTURES_MEMORY=str(limit))
+            print(f"from {place:6}  an epoch in {took[place]:6.0f} s    peak memory {own:.2f} GiB, {both:.2f} with mapped files", flush=True)
+        print(f"from disk at {took['memory'] / took['disk']:.0%} of the speed")
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
 
 def evaluation(cells, genes=5000):
     """Time of each metric; the Wasserstein distance also by SciPy, one gene at a time, to the same result."""
@@ -96,55 +127,105 @@ def scoring(cells, genes=5000, held_out=26, training=40):
     print(f"scoring {held_out} conditions of {cells} cells x {genes:,} genes, {len(evaluate.BASELINES) + 2} methods: {time.perf_counter() - start:.0f} s")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--evaluation", type=int, metavar="CELLS")
-    parser.add_argument("--memory", type=int, metavar="CELLS")
-    args = parser.parse_args()
-    if args.evaluation:
-        evaluation(args.evaluation)
-        return scoring(2 * args.evaluation)
-    if args.memory:
-        return memory(args.memory, args.genes)
-    N, B, device, settings = args.genes, args.batch, args.device, Settings()
-    rng = np.random.default_rng(0)
-    X = sparse.random(2000, N, 0.1, "csr", dtype=np.float32, rng=rng)
+# ------------------------------------------------------------------------------------------------------------ the table
+
+def row(what, value, limit="", share=""):
+    print(f"{what:40} {value:>22}    {limit:50} {share:>5}", flush=True)
+
+
+def random_screen(N, device):
+    """(cells, a model of N genes, 40 targets and one cell type, its if-expressed values, its conditions)."""
+    X = sparse.random(2000, N, 0.1, "csr", dtype=np.float32, rng=np.random.default_rng(0))
     groups = np.array_split(np.arange(2000), 41)                           # group 0 holds the controls
-    model = Departures(settings, [f"g{i}" for i in range(N)], [f"g{i}" for i in range(40)], ["a"])
+    model = Departures(Settings(), [f"g{i}" for i in range(N)], [f"g{i}" for i in range(40)], ["a"])
     model.add_cell_type("a", np.full(N, 0.1), np.full(N, 0.5), np.full(N, 0.1), 50)
     model.encoder.seen[:] = model.encoder.seen_pair[:] = True
-    model.to(device)
     values = ActiveValues(*active_values(X, groups), device)
-    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-    conditions = [model.condition([(f"g{i}", 1.0)], "a") for i in range(40)]
+    return X, model.to(device), values, [model.condition([(f"g{i}", 1.0)], "a") for i in range(40)]
+
+
+def products(model, B, device):
+    """Of the trunks' matrix products on a batch: FLOP of the forward pass, and the seconds that it and the whole step (backward: two
+    products more) take when nothing else is done, every layer in its own shape."""
+    layers = [m.weight.detach() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "trunk" in name]
+    forward = backward = 0.0
+    for w in layers:
+        x, g = torch.randn(B, w.shape[1], device=device), torch.randn(B, w.shape[0], device=device)
+        forward += seconds(lambda: x @ w.T, device, 20)
+        backward += seconds(lambda: (g @ w, g.T @ x), device, 20)
+    return 2 * B * sum(w.numel() for w in layers), forward, forward + backward
+
+
+def networks(N, B, device, bandwidth):
+    """Rows of the training step, the optimiser and the sampler; returns the seconds of a step."""
+    X, model, values, conditions = random_screen(N, device)
+    optimiser, rng = torch.optim.AdamW(model.parameters(), fused=True), np.random.default_rng(0)
 
     def step():
         model.train()
-        rows, which = rng.integers(0, 2000, (2, B)), torch.as_tensor(rng.integers(0, 40, B), device=device)
-        x0, xT = (torch.from_numpy(X[r].toarray()).to(device) for r in rows)
+        rows, which = rng.integers(0, 2000, (2, B)), rng.integers(0, 40, B)
+        distinct, place = np.unique(which, return_inverse=True)
+        x0, xT, place, populations = (torch.from_numpy(a).to(device) for a in (*(X[r].toarray() for r in rows), place, np.stack([0 * which, which + 1], 1)))
         optimiser.zero_grad()
-        sum(joint_loss(model, x0, xT, conditions, which, torch.stack([0 * which, which + 1], 1), values)).backward()
+        sum(joint_loss(model, x0, xT, [conditions[c] for c in distinct], place, populations, values)).backward()
         optimiser.step()
 
     def draw():
         sample(model, torch.from_numpy(X[:512].toarray()).to(device), conditions[0], values)
 
-    weights = [p for name, p in model.named_parameters() if p.dim() == 2 and "trunk" in name and "label" not in name]
-    left, right = torch.randn(B, 2048, device=device), torch.randn(2048, 2048, device=device)
-    rate = 2 * left.numel() * 2048 / seconds(lambda: left @ right, device, 20)
-    products = 2 * sum(p.numel() for p in weights)                         # FLOP of the trunks, per cell and forward pass
-    t_step, t_draw = seconds(step, device, 20), seconds(draw, device, 1)
-    a, b = torch.rand(2, 500, N, device=device)
-    print(f"{N} genes, batch {B}, {device}, {torch.get_num_threads()} threads; matrix products run at {rate / 1e9:.0f} GFLOP/s here")
-    print(f"training step   {t_step * 1e3:8.1f} ms         {3 * products * B / rate / t_step:5.0%} of it the trunks' matrix products")
-    print(f"sampling        {512 / t_draw:8.0f} cells/s    {settings.steps} steps; "
-          f"{products * settings.steps * 512 / rate / t_draw:5.0%} matrix products")
-    for method in ("exact", "entropic"):
-        chosen = Settings(pairing=method)
-        print(f"pairing         {seconds(lambda: pair(a, b, chosen), device, 3) * 2e3:8.0f} ms per 1,000 cells, {method}")
+    flop, _, whole = products(model, B, device)
+    took, update = seconds(step, device, 20), seconds(optimiser.step, device, 20)
+    bytes_moved = 7 * 4 * sum(p.numel() for p in model.parameters() if p.grad is not None)     # reads weight, gradient, 2 moments; writes three
+    name = f"{N:,} genes, batch {B}"
+    row(f"training step, {name}", f"{took * 1e3:.1f} ms", f"matrix products {whole * 1e3:.1f} ms ({3 * flop / whole / 1e9:,.0f} GFLOP/s)", f"{whole / took:.0%}")
+    row("   of it the optimiser", f"{update * 1e3:.1f} ms", f"memory {bytes_moved / bandwidth * 1e3:.1f} ms ({bandwidth / 1e9:.0f} GB/s)", f"{bytes_moved / bandwidth / update:.0%}")
+    if B == 64:
+        (_, forward, _), took_512 = products(model, 512, device), seconds(draw, device, 1)
+        row(f"sampling, {N:,} genes, 50 steps", f"{512 / took_512:.0f} cells/s", f"matrix products {512 / forward / 50:.0f} cells/s", f"{forward * 50 / took_512:.0%}")
+    return took
+
+
+def pairing(N, size, device, step):
+    """Rows of the pairing: its time beside that of POT alone, and as a share of the steps on the same cells."""
+    xT, x0 = torch.rand(2, size, N, device=device)
+    C = transport_cost(xT, x0)
+    uniform = C.new_full((size,), 1 / size)
+    for method, alone in (("entropic", lambda: ot.bregman.sinkhorn_log(uniform, uniform, C, regularisation(C, "sqeuclidean", "0.05", 0.2), stopThr=1e-4 / size)),
+                          ("exact", lambda: ot.emd(uniform.cpu().double().numpy(), uniform.cpu().double().numpy(), C.cpu().double().numpy()))):
+        took, pots = (seconds(f, device) * 1000 / size for f in (lambda: pair(xT, x0, Settings(pairing=method)), alone))
+        row(f"pairing 1,000 cells, {method}, plans of {size}", f"{took * 1e3:.0f} ms", f"POT alone {pots * 1e3:.0f} ms", f"{pots / took:.0%}")
+        row("   as a share of the training steps", f"{took / (step * 1000 / 64):.1%}")
+
+
+def loading(N, cells=20_000):
+    with tempfile.TemporaryDirectory() as folder:
+        large_screen(f"{folder}/big.h5ad", cells, N)
+        ours, theirs = (seconds(lambda: read(f"{folder}/big.h5ad"), repeats=3) for read in (data.read_screen, anndata.read_h5ad))
+    row(f"loading {cells:,} cells", f"{ours:.2f} s", f"AnnData alone {theirs:.2f} s", f"{theirs / ours:.0%}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, nargs="+", default=[1000, 2000, 5000])
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--device", default="cpu")
+    for name in ("evaluation", "memory", "disk"):
+        parser.add_argument(f"--{name}", type=int, metavar="CELLS")
+    args = parser.parse_args()
+    if args.evaluation:
+        evaluation(args.evaluation)
+        return scoring(2 * args.evaluation)
+    if args.memory or args.disk:
+        return memory(args.memory, 2000) if args.memory else disk(args.disk, 2000)
+    here, there = torch.ones(2, 2 ** 26, device=args.device)
+    bandwidth = 2 * 4 * 2 ** 26 / seconds(lambda: there.copy_(here), args.device)
+    print(f"{args.device}, {torch.get_num_threads()} threads")
+    row("", "", "limit", "reached")
+    for N in args.genes:
+        steps = [networks(N, B, args.device, bandwidth) for B in args.batch]
+        for size in (64, 512):
+            pairing(N, size, args.device, steps[0])
+    loading(2000)
 
 
 if __name__ == "__main__":

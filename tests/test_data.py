@@ -47,7 +47,7 @@ def test_plain_columns_of_the_real_subset():
 
 def test_counts_are_scaled_to_the_median_library_and_logged():
     X = np.array([[1, 1, 0], [4, 2, 2], [0, 0, 3]], np.float32)
-    got, _ = data.log1p_csr(sparse.csr_matrix(X), "file")
+    got, _ = data.log1p_csr(sparse.csr_matrix(X, dtype=np.float32), "file")
     assert np.allclose(got.toarray(), np.log1p(X / X.sum(1, keepdims=True) * 3))
     assert sparse.issparse(got) and got.dtype == np.float32
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import departures
-from departures import (KAPPA, ActiveValues, Settings, activation_loss, bridge_sample, endpoint_loss, joint_loss,
+from departures import (KAPPA, ActiveValues, Settings, Share, activation_loss, bridge_sample, draw, endpoint_loss, joint_loss,
                         mixture_sample, sample)
 from sample import active_values
 from test_networks import N, model_for
@@ -155,6 +155,31 @@ def test_paper_settings_switch_all_five_improvements_off():
     assert not any((paper.skip_gate, paper.if_expressed, paper.null_pairs, paper.exact_step, paper.label_dropout))
     assert all((ours.skip_gate, ours.if_expressed, ours.null_pairs, ours.exact_step, ours.label_dropout))
     assert (paper.pairing, paper.epsilon, paper.grn, paper.sigma, paper.steps) == ("entropic", "0.1max", "coexpression", 0.2, 50)
+
+
+@given(st.integers(1, 5), st.integers(5, 20), st.sampled_from([torch.rand, torch.randn]))
+def test_the_processes_numbers_are_the_whole_batchs_dealt_out(processes, cells, kind):
+    whole = draw(kind, torch.empty(cells, 3), torch.Generator().manual_seed(0))
+    parts = [draw(kind, torch.empty(len(range(r, cells, processes)), 3), Share(torch.Generator().manual_seed(0), slice(r, None, processes), cells))
+             for r in range(processes)]
+    assert all(torch.equal(part, whole[r::processes]) for r, part in enumerate(parts))
+
+
+def test_the_losses_of_the_processes_shares_add_up_to_the_batchs():
+    """Whatever is random, each pair's own t among it, is the same however the batch is shared."""
+    model, cells, processes = model_for(), 12, 3
+    model.train()
+    x0, xT = ((torch.rand(cells, N) < 0.6) * (1 + torch.rand(cells, N)) for _ in range(2))
+    conditions = [model.condition([(g, 1.0)], "a") for g in ("g0", "g1")]
+    which = torch.arange(cells) % 2
+    values = ActiveValues(*active_values(sparse.csr_matrix(x0.numpy()), [np.arange(cells)]))
+
+    def loss(rows):
+        return torch.stack(joint_loss(model, x0[rows], xT[rows], conditions, which[rows], torch.zeros(len(x0[rows]), 2, dtype=torch.long), values,
+                                      Share(torch.Generator().manual_seed(0), rows, cells)))
+    parts = sum(loss(slice(rank, None, processes)) for rank in range(processes)) / processes
+    whole = torch.stack(joint_loss(model, x0, xT, conditions, which, torch.zeros(cells, 2, dtype=torch.long), values, torch.Generator().manual_seed(0)))
+    assert torch.allclose(parts, whole, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- if-expressed values

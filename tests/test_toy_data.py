@@ -23,7 +23,7 @@ def test_network_is_acyclic_and_only_regulators_regulate():
 
 
 def test_normalised_counts_are_what_the_loader_makes_of_counts(screen):
-    X, how = data.log1p_csr(screen.layers["counts"], "counts")
+    X, how = data.log1p_csr(screen.layers["counts"].astype(np.float32), "counts")
     assert "counts" in how and np.allclose(X.toarray(), screen.X.toarray(), atol=1e-5)
 
 
