@@ -201,6 +201,66 @@ def _gene_names(label, symbols, labels):
     return "+".join(sorted(set(parts))) or CONTROL
 
 
+# ---------------------------------------------------------------------------------------------- tables beside the cells
+
+def structures(screen, path):
+    """{drug: vector (D,)}, centred, on one scale: from a --drug-embedding table, else the file's own uns["drug_embedding"], else its SMILES.
+
+    Whoever is in the table can be predicted later. Raises InputError for a table that cannot be used.
+    """
+    table = screen.uns.get("drug_embedding", {})
+    if path:
+        try:
+            table = pd.read_csv(path, index_col=0)
+        except (OSError, ValueError) as e:
+            raise InputError(f"--drug-embedding {path}: not a readable CSV ({e})") from e
+    elif isinstance(table, dict) and not table and "SMILES" in screen.obs:
+        drug_of = {p: dict(targets_of(p, "drug")) for p in set(screen.perturbation)}
+        table = pd.DataFrame([(drug, s) for p, s in set(zip(screen.perturbation, screen.obs["SMILES"].astype(str))) for drug in drug_of[p]],
+                             columns=["drug", "SMILES"]).drop_duplicates("drug").set_index("drug")
+    try:
+        table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table).T            # a dict of vectors
+    except (ValueError, TypeError):
+        table = pd.DataFrame(index=["?"])                                  # a number, a text, vectors of several lengths
+    table.index = table.index.astype(str)
+    drugs = {t for p, _ in screen.groups for t, _ in targets_of(p, "drug")}
+    unique = table.index.is_unique
+    if "SMILES" in table:
+        table = fingerprints(table["SMILES"], screen.found, path)
+    V = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    if (len(V) or path) and not (V.size and drugs & set(table.index) and unique and np.isfinite(V).all()):
+        raise InputError(f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, for each drug by name "
+                              f"({some(sorted(drugs), 3)})")
+    known = len(drugs & set(table.index))
+    if len(V):
+        screen.found.append(f"structures of {known:,} of {len(drugs):,} drugs, and of {len(V) - known:,} others that can be asked for")
+    if not len(V):
+        return {}
+    spread = V.std() if np.isin(V, (0, 1)).all() else V.std(0)             # bits alike, so that rare ones do not shout
+    V = (V - V.mean(0)) / np.where(spread > 0, spread, 1) / np.sqrt(V.shape[1])
+    return dict(zip(table.index, np.column_stack([V, np.ones(len(V), np.float32)])))           # no row is all zeros: that is "unknown"
+
+
+def fingerprints(smiles, found, path=""):
+    """Morgan fingerprints (radius 2, 1,024 bits) of named SMILES, a row for each that RDKit understands. Without RDKit none, or an
+    InputError if a table of SMILES was given."""
+    try:
+        from rdkit import Chem, RDLogger
+        from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+    except ImportError as e:
+        if path:
+            raise InputError(f"--drug-embedding {path}: SMILES need RDKit: pip install rdkit") from e
+        found.append("warning: SMILES are not read without RDKit (pip install rdkit): drugs are known by name only")
+        return pd.DataFrame()
+    RDLogger.DisableLog("rdApp.*")
+    molecules = {drug: Chem.MolFromSmiles(str(s)) for drug, s in smiles.items()}
+    wrong = [drug for drug, molecule in molecules.items() if molecule is None]
+    if wrong:
+        found.append(f"warning: RDKit does not understand the SMILES of {some(wrong)}: known by name only")
+    morgan = GetMorganGenerator(radius=2, fpSize=1024)
+    return pd.DataFrame({drug: morgan.GetFingerprintAsNumPy(m) for drug, m in molecules.items() if m is not None}).T
+
+
 # ---------------------------------------------------------------------------------------------- split and gene choice
 
 def split(screen, test=(), fraction=0.3, seed=0, column=None):

@@ -225,8 +225,7 @@ def plan_information(plan):
 
 def draw_partners(plan, generator=None):
     """For each row of the plan (each perturbed cell) a column (a control) drawn from the plan given that row: (n,).
-    So every perturbed cell is used exactly once, and the target marginal is exact even where Sinkhorn's is not.
-    """
+    So every perturbed cell is used exactly once, and the target marginal is exact even where Sinkhorn's is not."""
     cumulative = plan.double().cumsum(1)
     u = torch.rand(len(plan), 1, generator=generator, device=plan.device, dtype=torch.float64) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, u, right=True).squeeze(1).clamp_max(plan.shape[1] - 1)
@@ -248,8 +247,7 @@ def pair(xT, x0, settings, generator=None):
 
 def propagate(W, sources, hops=3):
     """Effects (P, N) of holding nodes `sources` (P,) one unit up in a network W (N, N) whose entry [j, i] is the edge i -> j.
-    Each node passes on the mean of its incoming messages (weighted by |W|), and the held node's own level does not move.
-    """
+    Each node passes on the mean of its incoming messages (weighted by |W|), and the held node's own level does not move."""
     W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
     signal = held = F.one_hot(sources, len(W)).to(W)
     for _ in range(hops):
@@ -300,8 +298,10 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
         psi = torch.exp(log_psi) + 1e-3
         scaled = L / psi[:, None]
         inner = torch.eye(L.shape[1]).to(S) + L.T @ scaled                  # Woodbury: never an N x N inverse
+        A = scaled.T @ (S @ scaled.detach())                                # as S is symmetric, one product with it serves scaled.T @ S @ scaled
+        A = A + A.T - A.detach()                                            # and its gradient, which for a symmetric factor is twice one side's
         likelihood = 0.5 * cells * (torch.logdet(inner) + torch.log(psi).sum() + (S.diagonal() / psi).sum()
-                                    - torch.linalg.solve(inner, scaled.T @ S @ scaled).trace())
+                                    - torch.linalg.solve(inner, A).trace())
         moved = (knock * strength * torch.exp(spread)) @ M.T                # (Q, N)
         misfit = 0.5 * ((moved - shift) ** 2 / noise).sum() + 0.5 * (spread ** 2).sum() / 0.3 ** 2   # strengths vary by 30 %
         optimiser.zero_grad()

@@ -122,68 +122,34 @@ def active_values(X, groups):
     return start[:-1], count[:-1], np.concatenate([t.data for t in tables])
 
 
+class Cells:
+    """Rows of a screen's sparse X (C, N) as dense float32 on a device. On a GPU that can hold it X stays there and batches are made there: only
+    row numbers travel, and nobody waits for anybody."""
+
+    def __init__(self, X, device):
+        self.X, self.device, self.resident = X, torch.device(device), False
+        if self.device.type == "cuda" and 8 * X.nnz < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
+            self.settle()
+
+    def settle(self):
+        self.resident, self.lengths = True, np.diff(self.X.indptr)
+        self.start, self.count, self.columns, self.values = (
+            torch.from_numpy(a).to(self.device) for a in (self.X.indptr[:-1], self.lengths, self.X.indices, self.X.data))
+
+    def __call__(self, rows):
+        if not self.resident:
+            return torch.from_numpy(self.X[rows].toarray()).to(self.device)
+        total, rows = int(self.lengths[rows].sum()), torch.from_numpy(rows).to(self.device)                  # known here: no waiting
+        count = self.count[rows]
+        cell = torch.repeat_interleave(count, output_size=total)
+        at = torch.arange(total, device=self.device) + (self.start[rows] - count.cumsum(0) + count)[cell]
+        return torch.zeros(len(rows), self.X.shape[1], device=self.device).index_put_((cell, self.columns[at].long()), self.values[at])
+
+
 def describe_cell_type(model, cell_type, X, rows, elsewhere):
     """Tell the model what a type's controls are like, some rows of X (C, N); genes they never express take the level `elsewhere` (N,)."""
     mean, level, fraction, _ = population_statistics(X, rows)
     model.add_cell_type(cell_type, mean, np.where(fraction > 0, level, elsewhere), fraction, len(rows))
-
-
-def structures(screen, path):
-    """{drug: vector (D,)}, centred, on one scale: from a --drug-embedding table, else the file's own uns["drug_embedding"], else its SMILES.
-
-    Whoever is in the table can be predicted later. Raises InputError for a table that cannot be used.
-    """
-    table = screen.uns.get("drug_embedding", {})
-    if path:
-        try:
-            table = pd.read_csv(path, index_col=0)
-        except (OSError, ValueError) as e:
-            raise data.InputError(f"--drug-embedding {path}: not a readable CSV ({e})") from e
-    elif isinstance(table, dict) and not table and "SMILES" in screen.obs:
-        drug_of = {p: dict(data.targets_of(p, "drug")) for p in set(screen.perturbation)}
-        table = pd.DataFrame([(drug, s) for p, s in set(zip(screen.perturbation, screen.obs["SMILES"].astype(str))) for drug in drug_of[p]],
-                             columns=["drug", "SMILES"]).drop_duplicates("drug").set_index("drug")
-    try:
-        table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table).T            # a dict of vectors
-    except (ValueError, TypeError):
-        table = pd.DataFrame(index=["?"])                                  # a number, a text, vectors of several lengths
-    table.index = table.index.astype(str)
-    drugs = {t for p, _ in screen.groups for t, _ in data.targets_of(p, "drug")}
-    unique = table.index.is_unique
-    if "SMILES" in table:
-        table = fingerprints(table["SMILES"], screen.found, path)
-    V = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
-    if (len(V) or path) and not (V.size and drugs & set(table.index) and unique and np.isfinite(V).all()):
-        raise data.InputError(f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, for each drug by name "
-                              f"({data.some(sorted(drugs), 3)})")
-    known = len(drugs & set(table.index))
-    if len(V):
-        screen.found.append(f"structures of {known:,} of {len(drugs):,} drugs, and of {len(V) - known:,} others that can be asked for")
-    if not len(V):
-        return {}
-    spread = V.std() if np.isin(V, (0, 1)).all() else V.std(0)             # bits alike, so that rare ones do not shout
-    V = (V - V.mean(0)) / np.where(spread > 0, spread, 1) / np.sqrt(V.shape[1])
-    return dict(zip(table.index, np.column_stack([V, np.ones(len(V), np.float32)])))           # no row is all zeros: that is "unknown"
-
-
-def fingerprints(smiles, found, path=""):
-    """Morgan fingerprints (radius 2, 1,024 bits) of named SMILES, a row for each that RDKit understands. Without RDKit none, or an
-    InputError if a table of SMILES was given."""
-    try:
-        from rdkit import Chem, RDLogger
-        from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-    except ImportError as e:
-        if path:
-            raise data.InputError(f"--drug-embedding {path}: SMILES need RDKit: pip install rdkit") from e
-        found.append("warning: SMILES are not read without RDKit (pip install rdkit): drugs are known by name only")
-        return pd.DataFrame()
-    RDLogger.DisableLog("rdApp.*")
-    molecules = {drug: Chem.MolFromSmiles(str(s)) for drug, s in smiles.items()}
-    wrong = [drug for drug, molecule in molecules.items() if molecule is None]
-    if wrong:
-        found.append(f"warning: RDKit does not understand the SMILES of {data.some(wrong)}: known by name only")
-    morgan = GetMorganGenerator(radius=2, fpSize=1024)
-    return pd.DataFrame({drug: morgan.GetFingerprintAsNumPy(m) for drug, m in molecules.items() if m is not None}).T
 
 
 def read_edges(path):
@@ -216,7 +182,7 @@ def edge_effects(model, edges):
 
 # ------------------------------------------------------------------------------------------------------------ sampling
 
-def predict(model, screen, perturbation, cell_type, n, values, seed, device, batch=512):
+def predict(model, screen, cells, perturbation, cell_type, n, values, seed, device, batch=512):
     """n cells of a condition: (X, if-expressed levels) each (n, N) CSR, and the rows of the controls they started from."""
     condition = model.condition(data.targets_of(perturbation, model.kind), str(cell_type))
     own = zlib.crc32(f"{seed} {perturbation}@{cell_type}".encode())        # not hash(): that changes from process to process
@@ -225,7 +191,7 @@ def predict(model, screen, perturbation, cell_type, n, values, seed, device, bat
     rounds = [rng.permutation(controls) for _ in range(-(-n // len(controls)))]    # every control once before any is used again
     rows = np.concatenate(rounds)[:n]
     generator = torch.Generator(device).manual_seed(own)
-    parts = [sample(model, torch.from_numpy(screen.dense(part)).to(device), condition, values, generator)
+    parts = [sample(model, cells(part), condition, values, generator)
              for part in np.array_split(rows, -(-n // batch))]
     X, level = (sparse.csr_matrix(torch.cat(p).cpu().numpy()) for p in zip(*parts))
     return X, level, rows
@@ -268,10 +234,10 @@ def sample_run(run, device="cpu", conditions=(), cells=None, out=None, path=None
     wanted = [c for name in conditions for c in asked(screen, model, name, content["groups"])] or sorted(
         k for k in screen.groups if k[0] != data.CONTROL and (k in screen.held_out) != training)
     check_predictable(model, screen, wanted)
-    parts = []
+    parts, dense = [], Cells(screen.X, device)
     for p, t in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         n = cells or len(screen.groups.get((p, t), range(200)))
-        parts.append((p, t, *predict(model, screen, p, t, n, table, seed, device)))
+        parts.append((p, t, *predict(model, screen, dense, p, t, n, table, seed, device)))
     write_predicted(out, screen, parts, model.kind, {"run": str(run), "seed": seed, "settings": json.dumps(content["settings"]),
                                                        "reading": json.dumps(content["reading"]), "controls": screen.source},
                     with_controls)

@@ -59,7 +59,7 @@ def build(screen, settings, device, also=()):
     edges = None if settings.grn in ("structural", "coexpression", "none") else sample.read_edges(settings.grn)
     if settings.drug_embedding and screen.kind == "gene":
         raise data.InputError(f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; leave it out")
-    structure = sample.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
+    structure = data.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
     targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also) | set(structure)
     torch.manual_seed(settings.seed)
     model = Departures(settings, screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types)),
@@ -112,7 +112,7 @@ def network_effects(model, screen, settings):
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-def draw_pairs(screen, groups, settings, generator, device):
+def draw_pairs(screen, cells, groups, settings, generator, device):
     """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error and the information of every plan (plans, 2).
 
     Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half paired
@@ -133,8 +133,7 @@ def draw_pairs(screen, groups, settings, generator, device):
             which.append(np.full(len(batch), g))
     seeds, mine = torch.randint(2 ** 62, (len(ends),), generator=generator).tolist(), []
     for i in range(RANK, len(ends), PROCESSES):
-        xT, x0 = (torch.from_numpy(screen.dense(rows[i])).to(device) for rows in (ends, sources))
-        partner, *about = pair(xT, x0, settings, torch.Generator(device).manual_seed(seeds[i]))
+        partner, *about = pair(cells(ends[i]), cells(sources[i]), settings, torch.Generator(device).manual_seed(seeds[i]))
         mine.append((sources[i][partner.cpu().numpy()], about))
     parts = [mine] * PROCESSES
     if PROCESSES > 1:
@@ -147,7 +146,7 @@ def train(model, screen, settings, out, state, device, save):
     """Train from state["epoch"] to the end; save(state) after every epoch. Each has its own seed, so a resumed run is the same run."""
     groups = list(screen.training_groups())
     values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
-    conditions = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups]
+    conditions, cells = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups], sample.Cells(screen.X, device)
     control_of = torch.tensor([groups.index((data.CONTROL, t)) for _, t in groups])
     n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups if settings.null_pairs or p != data.CONTROL)
     steps = math.ceil(n / settings.batch)
@@ -162,7 +161,7 @@ def train(model, screen, settings, out, state, device, save):
             started = time.time()
             cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
             generator = cpu if device == "cpu" else torch.Generator(device).manual_seed(epoch + 1_000_003 * settings.seed)
-            sources, ends, which, plans = draw_pairs(screen, groups, settings, cpu, device)
+            sources, ends, which, plans = draw_pairs(screen, cells, groups, settings, cpu, device)
             losses = torch.zeros(3, device=device)
             model.train()
             batches = np.array_split(torch.randperm(len(ends), generator=cpu).numpy(), math.ceil(len(ends) / settings.batch))
@@ -170,9 +169,8 @@ def train(model, screen, settings, out, state, device, save):
                 optimiser.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
                 share, distinct = Share(generator, slice(RANK, None, PROCESSES), len(b)), np.unique(which[b])
                 b = b[share.rows]
-                x0, xT = (torch.from_numpy(screen.dense(rows[b])).to(device) for rows in (sources, ends))
                 populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
-                parts = joint_loss(model, x0, xT, [conditions[g] for g in distinct],
+                parts = joint_loss(model, cells(sources[b]), cells(ends[b]), [conditions[g] for g in distinct],
                                    torch.as_tensor(np.searchsorted(distinct, which[b]), device=device), populations, values, share)
                 losses += step(optimiser, torch.stack(parts) * (len(b) / share.total)) / len(batches)
                 progress.update()

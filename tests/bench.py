@@ -21,14 +21,15 @@ import numpy as np
 import ot
 import pandas as pd
 import torch
-from scipy import sparse, stats
+from scipy import optimize, sparse, stats
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import data  # noqa: E402  (the path comes first)
 import evaluate  # noqa: E402
-from departures import ActiveValues, Departures, Settings, joint_loss, pair, regularisation, sample, transport_cost  # noqa: E402
+from departures import (ActiveValues, Departures, Settings, fit_structural_equations, joint_loss, pair,  # noqa: E402
+                        regularisation, sample, transport_cost)
 from sample import active_values  # noqa: E402
 
 
@@ -194,7 +195,19 @@ def pairing(N, size, device, step):
                           ("exact", lambda: ot.emd(uniform.cpu().double().numpy(), uniform.cpu().double().numpy(), C.cpu().double().numpy()))):
         took, pots = (seconds(f, device) * 1000 / size for f in (lambda: pair(xT, x0, Settings(pairing=method)), alone))
         row(f"pairing 1,000 cells, {method}, plans of {size}", f"{took * 1e3:.0f} ms", f"POT alone {pots * 1e3:.0f} ms", f"{pots / took:.0%}")
-        row("   as a share of the training steps", f"{took / (step * 1000 / 64):.1%}")
+        row("   as a share of training on them", f"{took / (step * 1000):.1%}")
+
+
+def gene_network(N, device, targets=60):
+    """Rows of the structural network's fit: ten of its steps, and what all of them (800 in each of 4 folds) would take."""
+    x = torch.randn(1000, N, device=device)
+    S, nodes, shift = x.T @ x / 1000, torch.arange(targets, device=device), torch.zeros(targets, N, device=device)
+    S = S / S.diagonal().sqrt()[:, None] / S.diagonal().sqrt()
+    fit = lambda steps: fit_structural_equations(S, 1000, nodes, -torch.eye(targets, device=device), shift, shift[:, :1] + 0.1, steps=steps)       # noqa: E731
+    took = (seconds(lambda: fit(12), device, 1) - seconds(lambda: fit(2), device, 1)) / 10
+    L = torch.randn(N, targets + 6, device=device)
+    limit = seconds(lambda: S @ L, device)
+    row(f"gene network, {N:,} genes, {targets} targets", f"{took * 3200:.0f} s", f"one product with the correlations {limit * 3200:.0f} s", f"{limit / took:.0%}")
 
 
 def loading(N, cells=20_000):
@@ -202,6 +215,17 @@ def loading(N, cells=20_000):
         large_screen(f"{folder}/big.h5ad", cells, N)
         ours, theirs = (seconds(lambda: read(f"{folder}/big.h5ad"), repeats=3) for read in (data.read_screen, anndata.read_h5ad))
     row(f"loading {cells:,} cells", f"{ours:.2f} s", f"AnnData alone {theirs:.2f} s", f"{theirs / ours:.0%}")
+
+
+def fit(points):
+    """Fit a step's seconds, {(N, B): seconds}, to what it does: FLOP of the trunks, elements of cells, of conditions, and parameters."""
+    H, conditions = Settings().width, lambda B: 40 * (1 - (39 / 40) ** B)  # distinct ones among B draws from 40  # noqa: E731
+    terms = np.array([(30 * B * N * H, B * N, conditions(B) * N, (5 * H + 130) * N) for N, B in points])
+    took = np.array(list(points.values()))
+    weights = optimize.nnls(terms / took[:, None], np.ones(len(took)))[0]
+    wrong = np.abs(terms @ weights / took - 1).max()
+    print("a step takes about 30 B N H / {:.0f} GFLOP/s + {:.1f} ns x B N + {:.1f} ns x C N + {:.2f} ns x parameters, N genes, B pairs, C distinct conditions, "
+          "H = {} hidden units: within {:.0%} of the above".format(1e-9 / max(weights[0], 1e-15), *(1e9 * weights[1:]), H, wrong))
 
 
 def main():
@@ -221,11 +245,14 @@ def main():
     bandwidth = 2 * 4 * 2 ** 26 / seconds(lambda: there.copy_(here), args.device)
     print(f"{args.device}, {torch.get_num_threads()} threads")
     row("", "", "limit", "reached")
+    points = {}
     for N in args.genes:
-        steps = [networks(N, B, args.device, bandwidth) for B in args.batch]
+        points.update({(N, B): networks(N, B, args.device, bandwidth) for B in args.batch})
         for size in (64, 512):
-            pairing(N, size, args.device, steps[0])
+            pairing(N, size, args.device, points[N, args.batch[0]] / args.batch[0])
+        gene_network(N, args.device)
     loading(2000)
+    fit(points)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("departures.py", "torch.log10(dose.clamp_min(1e-12)) - self.usual_dose - middle", "dose - middle", "the dose enters without its logarithm"),
         ("departures.py", "- self.usual_dose - middle", "- middle", "doses in nM all saturate"),
         ("departures.py", "slope.exp() * (torch.log10", "slope * (torch.log10", "a Hill curve may fall"),
-        ("sample.py", 'table = pd.read_csv(path, index_col=0)', 'pd.read_csv(path, index_col=0)', "--drug-embedding is read and dropped"),
+        ("data.py", 'table = pd.read_csv(path, index_col=0)', 'pd.read_csv(path, index_col=0)', "--drug-embedding is read and dropped"),
         ("train.py", "model.encoder.structure[model.targets.index(drug)] = ", "model.encoder.structure[0] = ", "every structure is the first drug's"),
         ("toy_data.py", "(half_way[which] / dose) ** slope[which]", "(dose / half_way[which]) ** slope[which]", "more of a drug does less"),
         ("sample.py", "doses = {p for p in seen if data.targets_of(p, \"drug\")[0][0] == perturbation}", "doses = set()", "a drug's name alone asks for dose 1"),

@@ -60,6 +60,18 @@ def test_tables_of_values_that_would_not_fit_are_thinned_evenly(monkeypatch):
     assert values[start[0, 0]:start[0, 0] + 125].tolist() == list(range(1, 1001, 8))
 
 
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 40), st.integers(0, 99))
+@settings(deadline=None)
+def test_batches_made_where_the_matrix_resides_are_its_rows(cells, genes, taken, seed):
+    """What a GPU does, here on the CPU; rows may be empty, and come more than once."""
+    r = np.random.default_rng(seed)
+    X = sparse.random(cells, genes, 0.3, "csr", dtype=np.float32, rng=r)
+    rows, there = r.integers(0, cells, taken), sample.Cells(X, "cpu")
+    expected = there(rows).numpy()
+    there.settle()
+    assert np.array_equal(there(rows).numpy(), expected) and np.array_equal(expected, X[rows].toarray())
+
+
 def test_a_corrupt_matrix_is_refused_block_by_block(tmp_path):
     import h5py
     anndata.AnnData(sparse.random(50, 5, 0.5, "csr", dtype=np.float32)).write_h5ad(tmp_path / "s.h5ad")

@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 import data
 from departures import Settings, coupling, draw_partners, pair, plan_information, regularisation, transport_cost
+from sample import Cells
 from toy_data import against_truth, gene_spaces, minibatch_covariance, simulate_screen
 from train import draw_pairs
 
@@ -183,7 +184,7 @@ def test_training_pairs_every_perturbed_cell_once_with_a_near_control_of_its_typ
     simulate_screen(30, 3, 600, seed=0).write_h5ad(tmp_path / "s.h5ad")
     screen = data.prepare(str(tmp_path / "s.h5ad"), fraction=0)
     groups = list(screen.training_groups())
-    drawn = lambda seed, **options: draw_pairs(screen, groups, Settings(pairing_batch=40, **{"pairing": "exact", **options}),  # noqa: E731
+    drawn = lambda seed, **options: draw_pairs(screen, Cells(screen.X, "cpu"), groups, Settings(pairing_batch=40, **{"pairing": "exact", **options}),  # noqa: E731
                                                torch.Generator().manual_seed(seed), "cpu")
     sources, ends, which, plans = drawn(0)
     perturbed = screen.perturbation[ends] != "control"

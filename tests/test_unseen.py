@@ -160,7 +160,7 @@ def test_structures_come_from_the_table_else_uns_else_smiles(tmp_path):
     table.to_csv(tmp_path / "drugs.csv")
     for uns in ({}, {"drug_embedding": table.iloc[:3]}, {"drug_embedding": {k: v.to_numpy() for k, v in table.iloc[:3].T.items()}}):
         screen = drug_screen(tmp_path, uns)
-        own, given = sample.structures(screen, ""), sample.structures(screen, str(tmp_path / "drugs.csv"))
+        own, given = data.structures(screen, ""), data.structures(screen, str(tmp_path / "drugs.csv"))
         assert set(own) == (set(SMILES) if uns else set()) and set(given) == {*SMILES, "ibuprofen"}
         V = np.stack(list(given.values()))                                     # centred, of one scale; the last column tells known from unknown
     assert np.allclose(V[:, :3].mean(0), 0, atol=1e-6) and np.allclose(V[:, :3].std(0), 3 ** -0.5, rtol=1e-5) and (V[:, 3] == 1).all()
@@ -170,19 +170,19 @@ def test_smiles_become_morgan_fingerprints(tmp_path):
     """Of similar drugs, similar ones; a SMILES that RDKit does not understand is told and left out."""
     pytest.importorskip("rdkit")
     screen = drug_screen(tmp_path, smiles=True)
-    found = sample.structures(screen, "")
+    found = data.structures(screen, "")
     assert set(found) == set(SMILES) and len(found["hexane"]) == 1025
     cosine = lambda a, b: float(found[a] @ found[b] / np.linalg.norm(found[a]) / np.linalg.norm(found[b]))  # noqa: E731
     assert cosine("aspirin", "salicylic acid") > cosine("aspirin", "hexane")
     pd.DataFrame({"SMILES": [*SMILES.values(), "not a molecule"]}, index=[*SMILES, "odd"]).to_csv(tmp_path / "smiles.csv")
-    assert set(sample.structures(screen, str(tmp_path / "smiles.csv"))) == set(SMILES)
+    assert set(data.structures(screen, str(tmp_path / "smiles.csv"))) == set(SMILES)
     assert any("does not understand the SMILES of odd" in line for line in screen.found)
 
 
 def test_without_rdkit_smiles_are_left_alone_and_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rdkit", None)
     screen = drug_screen(tmp_path, smiles=True)
-    assert sample.structures(screen, "") == {} and any("pip install rdkit" in line for line in screen.found)
+    assert data.structures(screen, "") == {} and any("pip install rdkit" in line for line in screen.found)
 
 
 @pytest.mark.parametrize("table, message", [("name,x\nnobody,1\n", "one row of numbers"), ("name,x\naspirin,high\n", "one row of numbers"),
@@ -190,7 +190,7 @@ def test_without_rdkit_smiles_are_left_alone_and_it_says_so(tmp_path, monkeypatc
 def test_a_useless_drug_table_is_refused(tmp_path, table, message):
     (tmp_path / "bad.csv").write_text(table)
     with pytest.raises(data.InputError, match=f"bad.csv.*{message}"):
-        sample.structures(drug_screen(tmp_path), str(tmp_path / "bad.csv"))
+        data.structures(drug_screen(tmp_path), str(tmp_path / "bad.csv"))
 
 
 def test_a_file_that_changed_since_is_refused(drugs, tmp_path):
