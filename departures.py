@@ -298,8 +298,8 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
         psi = torch.exp(log_psi) + 1e-3
         scaled = L / psi[:, None]
         inner = torch.eye(L.shape[1]).to(S) + L.T @ scaled                  # Woodbury: never an N x N inverse
-        A = scaled.T @ (S @ scaled.detach())                                # as S is symmetric, one product with it serves scaled.T @ S @ scaled
-        A = A + A.T - A.detach()                                            # and its gradient, which for a symmetric factor is twice one side's
+        A = scaled.T @ (S @ scaled.detach())                                # scaled.T @ S @ scaled by one product with S, which is symmetric:
+        A = A + A.T - A.detach()                                            # A's gradient reaches one factor, A.T's the other
         likelihood = 0.5 * cells * (torch.logdet(inner) + torch.log(psi).sum() + (S.diagonal() / psi).sum()
                                     - torch.linalg.solve(inner, A).trace())
         moved = (knock * strength * torch.exp(spread)) @ M.T                # (Q, N)
@@ -553,16 +553,16 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
     conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their if-expressed values.
     generator: a Share, where the pairs are one process's of a batch; its conditions are the whole batch's.
     """
-    settings, generator = model.settings, generator if isinstance(generator, Share) else Share(generator, slice(None), len(x0))
+    settings, share = model.settings, generator if isinstance(generator, Share) else Share(generator, slice(None), len(x0))
     d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
-    x0, end = (values.fill(x, populations[:, i], generator) if settings.if_expressed else x for i, x in enumerate((x0, xT)))
-    B = generator.total                     # t uniform, one in each B-th of [0, 1): the same expectation, a quieter loss
-    t = ((torch.arange(B, device=x0.device)[generator.rows] + draw(torch.rand, x0[:, 0], generator)) / B)[:, None]
-    xt = bridge_sample(x0, end, t, settings.sigma, generator)
-    dt = mixture_sample(d0, dT, t, settings.kappa, generator)
-    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, generator.generator)))
+    x0, end = (values.fill(x, populations[:, i], share) if settings.if_expressed else x for i, x in enumerate((x0, xT)))
+    B = share.total                     # t uniform, one in each B-th of [0, 1): the same expectation, a quieter loss
+    t = ((torch.arange(B, device=x0.device)[share.rows] + draw(torch.rand, x0[:, 0], share)) / B)[:, None]
+    xt = bridge_sample(x0, end, t, settings.sigma, share)
+    dt = mixture_sample(d0, dT, t, settings.kappa, share)
+    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, share.generator)))
     cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
-    label = model.label(cell_type, generator)
+    label = model.label(cell_type, share)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
     logit = model.predict_logit(t, xt, dt, cell_type, label, condition)
     endpoint = endpoint_loss(xT, level, dT if settings.discrete else torch.ones_like(dT))

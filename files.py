@@ -1,5 +1,5 @@
-"""Files in and out: h5ad files are read in blocks of cells and kept in memory or, where they would not fit, on disk; what is written is
-complete or not there at all; what cannot be done is one line.
+"""Files in and out: h5ad files are read in blocks of cells and kept in memory or, where they would not fit, on disk (CSC, and files older than
+AnnData 0.7, are read whole); what is written is complete or not there at all; what cannot be done is one line.
 
 Axes: C cells, N genes.
 """
@@ -17,7 +17,8 @@ import numpy as np
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
-IN_MEMORY = 2 ** 30 * float(os.environ.get("DEPARTURES_MEMORY", 0)) or 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")       # bytes
+IN_MEMORY = None                                                           # bytes that a screen's values may take; None: see `in_memory`
+CONTAINER = "/sys/fs/cgroup/memory.max"
 STOPPED = []                                                                # signals that asked to stop, for loops to look at
 ONE_LINE = {"usage": argparse.SUPPRESS, "formatter_class": argparse.RawDescriptionHelpFormatter}     # of argparse's own errors
 
@@ -30,21 +31,45 @@ def blocks(X, rows=None):                      # of a matrix (C, N), or of some 
     return (X[i:i + 4096] if rows is None else X[rows[i:i + 4096]] for i in range(0, max(1, X.shape[0] if rows is None else len(rows)), 4096))
 
 
+def in_memory():
+    """How many bytes a screen's values may take in memory: DEPARTURES_MEMORY in GiB, else a quarter of what there is, shared by the processes
+    on this machine. The values may be held twice for a while, and tables of them as often."""
+    given = os.environ.get("DEPARTURES_MEMORY")
+    try:
+        if IN_MEMORY is not None or given:
+            return max(1.0, IN_MEMORY if IN_MEMORY is not None else 2 ** 30 * float(given))
+    except ValueError as e:
+        raise InputError(f"DEPARTURES_MEMORY={given}: not a number of GiB; change it, or leave it out") from e
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2 ** 34
+    if os.path.exists(CONTAINER) and (limit := open(CONTAINER).read().strip()).isdigit():
+        there = min(there, int(limit))
+    return there / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))          # torchrun's
+
+
 def stacked(parts, most, width):
-    """Blocks of rows as one CSR (rows, width) float32 without zeros, of `most` values at most. Larger than IN_MEMORY, it is mapped from a file
-    without a name (in TMPDIR), whose pages come and go as the system sees fit. Room that is not used costs nothing, there or in memory."""
-    mapped, ends, n = 8 * most > IN_MEMORY, [np.zeros(1, np.int64)], 0
-    values, columns = (np.memmap(tempfile.TemporaryFile(), kind, "w+", shape=most) if mapped else np.empty(most, kind)
-                       for kind in (np.float32, np.int32 if most < 2 ** 31 else np.int64))
+    """Blocks of rows as one CSR (rows, width) float32 without zeros, of `most` values at most. If these may take more than `in_memory`, they go
+    to files without a name (in TMPDIR) and are mapped: their pages come and go as the system sees fit."""
+    mapped, ends, n = 8 * most > in_memory(), [np.zeros(1, np.int64)], 0
+    values, columns = ((tempfile.TemporaryFile if mapped else io.BytesIO)() for _ in range(2))
     for part in parts:
         part = sparse.csr_matrix(part, dtype=np.float32)
         part.check_format(full_check=True)                                 # a corrupt one would crash SciPy
         part.sum_duplicates()
         part.eliminate_zeros()
-        values[n:n + part.nnz], columns[n:n + part.nnz] = part.data, part.indices
+        try:                                                               # not through a map: on a full disk that is a bus error
+            values.write(part.data)
+            columns.write(part.indices.astype(np.int32))
+        except OSError as e:
+            raise InputError(f"{tempfile.gettempdir()}: no room for what does not fit in memory ({e.strerror}); set TMPDIR to a larger place") from e
         ends.append(part.indptr[1:] + np.int64(n))
         n += part.nnz
-    return sparse.csr_matrix((values[:n], columns[:n], np.concatenate(ends).astype(columns.dtype)), (sum(map(len, ends)) - 1, width))
+    view = lambda file, kind: np.memmap(file, kind, "r+", shape=n) if mapped and n else np.frombuffer(file.getbuffer() if n else b"", kind)  # noqa: E731
+    if n >= 2 ** 31:                                                       # SciPy wants the columns as wide as the row ends
+        narrow, columns = view(columns, np.int32), tempfile.TemporaryFile()
+        for i in range(0, n, 2 ** 24):
+            columns.write(narrow[i:i + 2 ** 24].astype(np.int64))
+    arrays = view(values, np.float32), view(columns, np.int64 if n >= 2 ** 31 else np.int32), np.concatenate(ends)
+    return sparse.csr_matrix(arrays, (sum(map(len, ends)) - 1, width))
 
 
 def open_h5ad(path, layer=None):
@@ -115,7 +140,7 @@ def run_script(main):
     try:
         main()
     except (InputError, OSError, MemoryError) as e:
-        what = f"{e.filename or 'output'}: {e.strerror}; check the path, its rights and the space" if isinstance(e, OSError) else str(e)
+        what = f"{e.filename or 'output'}: {e.strerror}; check the path, its rights and the space" if getattr(e, "strerror", "") else str(e)
         print("error: " + (" ".join(what.split()) or "out of memory; try fewer --genes"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ numbers, so the same run, seed and device give the same cells whatever else is s
 import argparse
 import io
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -108,10 +109,10 @@ def active_values(X, groups):
     """Every gene's non-zero values in every group, for draws "if expressed": (start, count) each (P, N), values (nnz,).
 
     `values[start[p, i] : start[p, i] + count[p, i]]` are gene i's in group p (rows groups[p] of X). A gene silent in a
-    group borrows its values in all the groups together; one silent everywhere has count 0. Where that would take more than half of
-    files.IN_MEMORY, every second (third …) cell of each group has to do.
+    group borrows its values in all the groups together, which `values` holds last; one silent everywhere has count 0. Where this would take
+    more than `files.in_memory`, every second (third …) cell of each group has to do.
     """
-    thin = max(1, -(-16 * sum(map(len, groups)) * X.nnz // X.shape[0] // int(files.IN_MEMORY)))
+    thin = max(1, math.ceil(24 * sum(map(len, groups)) * X.nnz / X.shape[0] / files.in_memory()))           # 24 bytes a value, for a moment
     groups = [rows[::thin] for rows in groups]
     tables = [X[rows].tocsc() for rows in [*groups, np.concatenate(groups)]]
     count = np.stack([np.diff(t.indptr) for t in tables]).astype(np.int64)

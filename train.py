@@ -16,11 +16,11 @@ import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 
 import numpy as np
@@ -106,7 +106,7 @@ def network_effects(model, screen, settings):
         S / sd[:, None] / sd, *knock_downs(screen, [model.targets[i] for i in measured.tolist()], sd)))
     effects[measured] = structural_effects(
         R, cells, model.target_gene[measured], *evidence, seed=settings.seed, hubs=settings.grn_hubs, factors=settings.grn_factors,
-        sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False, disable=RANK > 0))
+        sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
     return effects
 
 
@@ -136,8 +136,7 @@ def draw_pairs(screen, cells, groups, settings, generator, device):
         partner, *about = pair(cells(ends[i]), cells(sources[i]), settings, torch.Generator(device).manual_seed(seeds[i]))
         mine.append((sources[i][partner.cpu().numpy()], about))
     parts = [mine] * PROCESSES
-    if PROCESSES > 1:
-        dist.all_gather_object(parts, mine)
+    exchange(dist.all_gather_object, parts, mine)
     sources, plans = zip(*filter(None, itertools.chain(*itertools.zip_longest(*parts))))
     return np.concatenate(sources), np.concatenate(ends), np.concatenate(which), np.array(plans)
 
@@ -160,7 +159,7 @@ def train(model, screen, settings, out, state, device, save):
         for epoch in range(state["epoch"], epochs):
             started = time.time()
             cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
-            generator = cpu if device == "cpu" else torch.Generator(device).manual_seed(epoch + 1_000_003 * settings.seed)
+            generator = cpu if device == "cpu" else torch.Generator(device).manual_seed(cpu.initial_seed())
             sources, ends, which, plans = draw_pairs(screen, cells, groups, settings, cpu, device)
             losses = torch.zeros(3, device=device)
             model.train()
@@ -176,8 +175,7 @@ def train(model, screen, settings, out, state, device, save):
                 progress.update()
                 if files.STOPPED:
                     raise KeyboardInterrupt
-            if PROCESSES > 1:
-                dist.all_reduce(losses)
+            exchange(dist.all_reduce, losses)
             if not torch.isfinite(losses).all():
                 raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
             state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
@@ -199,7 +197,7 @@ def step(optimiser, losses):
     if PROCESSES > 1:
         gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         whole = torch.nn.utils.parameters_to_vector(gradients)                            # one message, not one a tensor
-        dist.all_reduce(whole)
+        exchange(dist.all_reduce, whole)
         torch.nn.utils.vector_to_parameters(whole, gradients)
     optimiser.step()
     return losses.detach()
@@ -266,15 +264,26 @@ def new_run(args, device):
 
 
 def join(device):
-    """Join torchrun's other processes, where there are; returns this one's device. Only the first of them writes and speaks."""
+    """Join torchrun's other processes, where there are; returns this one's device. Only the first writes and says what it does."""
+    if PROCESSES > 1 and device.startswith("cuda:"):
+        raise data.InputError(f"--device {device}: several processes take a GPU each; use --device cuda")
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if PROCESSES > 1 and device == "cuda" else device
+    sample.check_device(device)
     if PROCESSES > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if device != "cpu":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(days=7))           # the others wait for the first to read
         atexit.register(dist.destroy_process_group)                        # else gloo's threads abort an early end
         sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     return device
+
+
+def exchange(collective, *arguments):
+    """One of torch.distributed's collectives, where there are other processes; ConnectionError where one of them is gone."""
+    try:
+        return collective(*arguments) if PROCESSES > 1 else None
+    except RuntimeError as e:
+        raise ConnectionError(f"lost another process of this run ({str(e).splitlines()[0]})") from e
 
 
 def resume(out, args, device):
@@ -336,10 +345,13 @@ def check(settings):
         if f.type is float and not math.isfinite(value) or least is not None and value < least or most is not None and value > most:
             limits = "".join(f", at {word} {limit}" for word, limit in (("least", least), ("most", most)) if limit is not None)
             raise data.InputError(f"--{f.name.replace('_', '-')} must be a finite number{limits}; it is {value}")
-    if settings.batch < 2 * PROCESSES > 2:                                 # an epoch's batches may be half as large
+    if PROCESSES > 1 and settings.batch < 2 * PROCESSES:                                 # an epoch's batches may be half as large
         raise data.InputError(f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or give a larger one")
-    number = settings.epsilon.removesuffix("max")
-    if settings.epsilon != "bridge" and not (re.fullmatch(r"\d*\.?\d+(e-?\d+)?", number) and float(number) > 0):
+    try:
+        fine = settings.epsilon == "bridge" or 0 < float(settings.epsilon.removesuffix("max")) < math.inf
+    except ValueError:
+        fine = False
+    if not fine:
         raise data.InputError(f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}")
     if not settings.discrete and (settings.if_expressed or settings.coupled):
         raise data.InputError("--no-discrete needs --no-if-expressed, and no --coupled: one bridge alone has to carry the zeros")
@@ -350,24 +362,22 @@ def check(settings):
 def main():
     args = parse()
     if args.ablate is not None:
-        if args.ablate < 1 or args.resume:
-            raise data.InputError("--ablate needs at least one seed, and no --resume: it goes on by itself with the same --out")
+        if args.ablate < 1 or args.resume or PROCESSES > 1:
+            raise data.InputError("--ablate needs at least one seed, one process, and no --resume: it goes on by itself with the same --out")
         return ablate()
-    device, run, name = join(args.device), None, [args.resume]
-    sample.check_device(device)
+    device, begun, name = join(args.device), None, [None]
     try:
-        if not args.resume and RANK == 0:
-            run = new_run(args, device)
-            name = [run[0]]
+        if RANK == 0:
+            begun = resume(args.resume, args, device) if args.resume else new_run(args, device)
+            name = [begun[0]]
     finally:
-        if PROCESSES > 1:                                                  # the others wait for the first, then resume what it began
-            dist.broadcast_object_list(name)
+        exchange(dist.broadcast_object_list, name)                         # the others wait for the first, and resume what it began
     if not name[0]:
         raise SystemExit(2)
-    out, reading, settings, screen, model, state = run or resume(name[0], args, device)
-    print(*data.describe(screen), f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run: {out}", sep="\n")
-    again = (f"torchrun --nproc-per-node {PROCESSES}" if PROCESSES > 1 else "python") + f" train.py --resume {out} --device {args.device}"
+    again = (f"torchrun --nproc-per-node {PROCESSES}" if PROCESSES > 1 else "python") + f" train.py --resume {name[0]} --device {args.device}"
     try:
+        out, reading, settings, screen, model, state = begun or resume(name[0], args, device)
+        print(*data.describe(screen), f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run: {out}", sep="\n")
         train(model, screen, settings, out, state, device, partial(sample.write_checkpoint, out, model, settings, reading))
         if RANK:
             return
@@ -379,10 +389,8 @@ def main():
     except KeyboardInterrupt:
         print(f"stopped; continue from the last complete epoch with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
-    except RuntimeError as e:
-        if PROCESSES == 1:
-            raise
-        raise data.InputError(f"{out}: lost another process ({str(e).splitlines()[0]}); continue from the last complete epoch with: {again}") from e
+    except ConnectionError as e:
+        raise data.InputError(f"{e}; continue from the last complete epoch with: {again}") from e
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How fast everything is, each beside what limits it: this machine's own matrix products and memory, AnnData's, SciPy's and POT's own time.
+"""How fast everything is, beside a limit: this machine's own matrix products and memory, AnnData's, SciPy's and POT's own time.
 
-    python tests/bench.py                      training step, sampler, pairing and loading: one table
+    python tests/bench.py                      training step, optimiser, sampler, pairing, gene network and loading: one table
     python tests/bench.py --genes 2000 --batch 64 512 --device cuda
     python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
                                                26 conditions of twice as many
@@ -146,15 +146,17 @@ def random_screen(N, device):
 
 
 def products(model, B, device):
-    """Of the trunks' matrix products on a batch: FLOP of the forward pass, and the seconds that it and the whole step (backward: two
-    products more) take when nothing else is done, every layer in its own shape."""
-    layers = [m.weight.detach() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "trunk" in name]
-    forward = backward = 0.0
-    for w in layers:
-        x, g = torch.randn(B, w.shape[1], device=device), torch.randn(B, w.shape[0], device=device)
-        forward += seconds(lambda: x @ w.T, device, 20)
-        backward += seconds(lambda: (g @ w, g.T @ x), device, 20)
-    return 2 * B * sum(w.numel() for w in layers), forward, forward + backward
+    """Of the trunks' matrix products on a batch: FLOP of a step, seconds of the forward pass, and of the step (backward: the gradients of the
+    weights, and but for the first layer of the inputs) when nothing else is done, every layer in its own shape."""
+    flop = forward = backward = 0.0
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and "trunk" in name:
+            w, first = layer.weight.detach(), name.endswith("state")
+            x, g = torch.randn(B, w.shape[1], device=device), torch.randn(B, w.shape[0], device=device)
+            forward += seconds(lambda: x @ w.T, device, 20)
+            backward += seconds(lambda: g.T @ x if first else (g @ w, g.T @ x), device, 20)
+            flop += (4 if first else 6) * B * w.numel()
+    return flop, forward, forward + backward
 
 
 def networks(N, B, device, bandwidth):
@@ -178,7 +180,7 @@ def networks(N, B, device, bandwidth):
     took, update = seconds(step, device, 20), seconds(optimiser.step, device, 20)
     bytes_moved = 7 * 4 * sum(p.numel() for p in model.parameters() if p.grad is not None)     # reads weight, gradient, 2 moments; writes three
     name = f"{N:,} genes, batch {B}"
-    row(f"training step, {name}", f"{took * 1e3:.1f} ms", f"matrix products {whole * 1e3:.1f} ms ({3 * flop / whole / 1e9:,.0f} GFLOP/s)", f"{whole / took:.0%}")
+    row(f"training step, {name}", f"{took * 1e3:.1f} ms", f"matrix products {whole * 1e3:.1f} ms ({flop / whole / 1e9:,.0f} GFLOP/s)", f"{whole / took:.0%}")
     row("   of it the optimiser", f"{update * 1e3:.1f} ms", f"memory {bytes_moved / bandwidth * 1e3:.1f} ms ({bandwidth / 1e9:.0f} GB/s)", f"{bytes_moved / bandwidth / update:.0%}")
     if B == 64:
         (_, forward, _), took_512 = products(model, 512, device), seconds(draw, device, 1)
@@ -220,11 +222,11 @@ def loading(N, cells=20_000):
 def fit(points):
     """Fit a step's seconds, {(N, B): seconds}, to what it does: FLOP of the trunks, elements of cells, of conditions, and parameters."""
     H, conditions = Settings().width, lambda B: 40 * (1 - (39 / 40) ** B)  # distinct ones among B draws from 40  # noqa: E731
-    terms = np.array([(30 * B * N * H, B * N, conditions(B) * N, (5 * H + 130) * N) for N, B in points])
+    terms = np.array([(24 * B * N * H, B * N, conditions(B) * N, (5 * H + 130) * N) for N, B in points])
     took = np.array(list(points.values()))
     weights = optimize.nnls(terms / took[:, None], np.ones(len(took)))[0]
     wrong = np.abs(terms @ weights / took - 1).max()
-    print("a step takes about 30 B N H / {:.0f} GFLOP/s + {:.1f} ns x B N + {:.1f} ns x C N + {:.2f} ns x parameters, N genes, B pairs, C distinct conditions, "
+    print("a step takes about 24 B N H / {:.0f} GFLOP/s + {:.1f} ns x B N + {:.1f} ns x C N + {:.2f} ns x parameters, N genes, B pairs, C distinct conditions, "
           "H = {} hidden units: within {:.0%} of the above".format(1e-9 / max(weights[0], 1e-15), *(1e9 * weights[1:]), H, wrong))
 
 

@@ -1,5 +1,5 @@
-"""Everything that may be wrong with a file, a folder, a checkpoint or a command, through the real command line: one line on stderr that
-names it and the remedy, exit code 2, and nothing left behind.
+"""Everything that may be wrong with a file, a folder, a checkpoint or a command, run as `python SCRIPT …` would (in a forked process that
+has the libraries already): one line on stderr that names it and the remedy, exit code 2, and nothing left behind.
 
     python tests/test_bad_input.py      prints every command with its line
 """
@@ -235,15 +235,17 @@ def child(arguments, before, folder, errors):
 
 FORKS = multiprocessing.get_context("forkserver")                          # a hundred commands, and the libraries are loaded once
 FORKS.set_forkserver_preload(["train", "test_bad_input"])
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"                           # or the server would not find these
 
 
 def run(arguments, before=as_anybody):
     """(exit code, stderr) of `python ARGUMENTS`."""
     with tempfile.NamedTemporaryFile("r") as errors:
         process = FORKS.Process(target=child, args=(arguments, before, os.getcwd(), errors.name))
-        process.start()
+        with pytest.MonkeyPatch.context() as patch:                        # for the server, which starts with the first of them
+            patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT}/tests")
+            process.start()
         process.join(120)
+        process.kill()                                                     # no longer there, or it hangs
         return process.exitcode, errors.read()
 
 

@@ -19,7 +19,7 @@ from toy_data import simulate_screen
 def test_blocks_stacked_are_the_matrix_in_memory_and_on_disk(cells, genes, block, on_disk, seed):
     X = sparse.random(cells, genes, 0.4, "csr", dtype=np.float32, rng=np.random.default_rng(seed))
     X.data[::3] = 0                                                        # zeros that a file may store
-    before, files.IN_MEMORY = files.IN_MEMORY, -1 if on_disk else np.inf
+    before, files.IN_MEMORY = files.IN_MEMORY, 0 if on_disk else np.inf
     try:
         Y = files.stacked((X[i:i + block] for i in range(0, cells, block)), X.nnz, genes) if X.nnz else X
     finally:
@@ -54,7 +54,7 @@ def test_a_file_that_does_not_fit_is_mapped_and_gives_the_same_screen(tmp_path, 
 def test_tables_of_values_that_would_not_fit_are_thinned_evenly(monkeypatch):
     X = sparse.csr_matrix(np.arange(1, 1001, dtype=np.float32)[:, None])
     groups = [np.arange(0, 1000, 2), np.arange(1, 1000, 2)]
-    monkeypatch.setattr(files, "IN_MEMORY", 16 * X.nnz / 4)
+    monkeypatch.setattr(files, "IN_MEMORY", 24 * X.nnz / 4)
     start, count, values = sample.active_values(X, groups)
     assert count.ravel().tolist() == [125, 125]
     assert values[start[0, 0]:start[0, 0] + 125].tolist() == list(range(1, 1001, 8))
@@ -70,6 +70,32 @@ def test_batches_made_where_the_matrix_resides_are_its_rows(cells, genes, taken,
     expected = there(rows).numpy()
     there.settle()
     assert np.array_equal(there(rows).numpy(), expected) and np.array_equal(expected, X[rows].toarray())
+
+
+def test_a_full_temporary_folder_is_a_line(monkeypatch):
+    class Full:
+        def write(self, what):
+            raise OSError(28, "No space left on device")
+    monkeypatch.setattr(files, "IN_MEMORY", 0)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", Full)
+    with pytest.raises(data.InputError, match="No space left on device.*TMPDIR"):
+        files.stacked([np.eye(3)], 9, 3)
+
+
+@pytest.mark.parametrize("given, there", [("2", 2 ** 31), ("none", None)])
+def test_the_limit_is_the_users_or_a_share_of_the_machines(monkeypatch, tmp_path, given, there):
+    whole = files.in_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    (tmp_path / "limit").write_text(f"{4 * 2 ** 20}\n")
+    assert files.in_memory() == whole / 4
+    monkeypatch.setattr(files, "CONTAINER", str(tmp_path / "limit"))
+    assert files.in_memory() == 2 ** 20 / 4
+    monkeypatch.setenv("DEPARTURES_MEMORY", given)
+    if there:
+        assert files.in_memory() == there
+    else:
+        with pytest.raises(data.InputError, match="not a number of GiB"):
+            files.in_memory()
 
 
 def test_a_corrupt_matrix_is_refused_block_by_block(tmp_path):

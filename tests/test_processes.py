@@ -39,7 +39,7 @@ def one_line(stderr):
     return line
 
 
-def test_two_processes_train_the_model_that_one_trains_and_only_the_first_writes(folder):
+def test_two_processes_train_the_model_that_one_trains(folder):
     two = run(folder, TWO, *SETTINGS, "--out", "two")
     assert two.returncode == 0 and two.stdout.count("gap closed") == 1
     one, two = weights(folder, "one"), weights(folder, "two")
@@ -66,7 +66,8 @@ def test_a_killed_process_ends_the_job_with_a_line_and_what_is_left_can_be_resum
 
 
 def test_bad_input_is_one_line_of_the_first_process(folder):
-    for arguments, message in ((["--data", "none.h5ad"], "no such file"), ([*SETTINGS, "--batch", "3", "--out", "small"], "too small for 2 processes")):
+    for arguments, message in ((["--data", "none.h5ad"], "no such file"), ([*SETTINGS, "--batch", "3", "--out", "small"], "too small for 2 processes"),
+                               (["--resume", "nowhere"], "nowhere is not a run")):
         result = run(folder, TWO, *arguments)
         assert result.returncode != 0 and message in one_line(result.stderr)
     assert not os.path.exists(folder / "small")

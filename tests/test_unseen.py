@@ -40,33 +40,6 @@ def run_on(folder, adata, test, also=(), **settings):
 
 # --------------------------------------------------------------------------------------------------------------- drugs
 
-@pytest.fixture(scope="module")
-def drugs(tmp_path_factory):
-    """A simulated drug screen of three families, with a dose (between others), a cell type and a drug unseen."""
-    return run_on(tmp_path_factory.mktemp("drugs"), simulate_drug_screen(100, 12, 6000, seed=1), ["B-1:0.1", "B-2@typeB", "C-3"])
-
-
-@pytest.mark.parametrize("unseen, conditions, bar", [("dose", "B-1:0.1@", 0.5), ("cell type", "B-2:", 0.6), ("drug", "C-3:", 0.7)])
-def test_an_unseen_dose_cell_type_and_drug_are_nearer_than_controls_and_the_mean(drugs, unseen, conditions, bar):
-    mine = [scores for condition, scores in drugs[0].items() if condition.startswith(conditions)]
-    total = {method: sum(s[method] for s in mine) for method in ("control", "perturbed mean", "model")}
-    assert len(mine) == {"dose": 3, "cell type": 4, "drug": 12}[unseen]
-    assert total["model"] < bar * min(total["control"], total["perturbed mean"]), total
-
-
-def test_the_prior_is_weighed_against_the_cells_of_an_average_training_condition(drugs):
-    _, screen, out = drugs
-    sizes = [len(rows) for key, rows in screen.groups.items() if key[0] != data.CONTROL and key not in screen.held_out]
-    assert sample.model_of(sample.read_checkpoint(out), "cpu").encoder.cells.item() == pytest.approx(np.mean(sizes))
-
-
-def test_a_drug_can_be_asked_for_at_any_dose_or_at_all_that_were_measured(drugs):
-    _, screen, out = drugs
-    model, groups = sample.model_of(sample.read_checkpoint(out), "cpu"), sample.groups_of(screen)
-    assert sample.asked(screen, model, "B-2@typeB", groups) == [(f"B-2:{dose}", "typeB") for dose in ("0.001", "0.01", "0.1", "1")]
-    assert sample.asked(screen, model, "B-2:0.30", groups) == [("B-2:0.3", t) for t in ("typeA", "typeB", "typeC")]
-
-
 def test_the_simulated_splits_hold_out_what_they_say(tmp_path):
     """A dose in every type; a type at every dose; one whole drug of each family."""
     adata = simulate_drug_screen(40, 8, 4000, seed=0)
@@ -193,19 +166,6 @@ def test_a_useless_drug_table_is_refused(tmp_path, table, message):
         data.structures(drug_screen(tmp_path), str(tmp_path / "bad.csv"))
 
 
-def test_a_file_that_changed_since_is_refused(drugs, tmp_path):
-    """Not sampled with, scored on or resumed from, where other conditions would be held out; the checkpoint stays as it was."""
-    _, _, out = drugs
-    adata, before = anndata.read_h5ad(f"{out}/s.h5ad"), open(f"{out}/model.pt", "rb").read()
-    adata[(adata.obs["condition"] != "B-3").to_numpy()].write_h5ad(tmp_path / "changed.h5ad")
-    content = {**sample.read_checkpoint(out), "reading": {"path": str(tmp_path / "changed.h5ad"), "test": ["B-1:0.1"]}}
-    with pytest.raises(data.InputError, match="the file has changed since"):
-        sample.same_genes(data.prepare(**content["reading"]), content)
-    with pytest.raises(data.InputError, match="is an input; choose another name"):
-        sample.sample_run(out, out=f"{out}/s.h5ad")
-    assert open(f"{out}/model.pt", "rb").read() == before
-
-
 def test_the_matching_mean_is_the_nearest_training_condition():
     """The same target alone before a pair of it, then the nearest dose, then the same cell type."""
     labels = ["control"] * 8 + ["A"] * 4 + ["A+B"] * 4 + ["C"] * 4
@@ -217,6 +177,46 @@ def test_the_matching_mean_is_the_nearest_training_condition():
     assert np.allclose(predict("A", "t", x0), 2)
     assert np.allclose(predict("A+C", "u", x0), 2) and np.allclose(predict("A+C", "t", x0), 9)
     assert predict("D", "t", x0) is None
+
+
+@pytest.fixture(scope="module")
+def drugs(tmp_path_factory):
+    """A simulated drug screen of three families, with a dose (between others), a cell type and a drug unseen."""
+    return run_on(tmp_path_factory.mktemp("drugs"), simulate_drug_screen(100, 12, 6000, seed=1), ["B-1:0.1", "B-2@typeB", "C-3"])
+
+
+@pytest.mark.parametrize("unseen, conditions, bar", [("dose", "B-1:0.1@", 0.5), ("cell type", "B-2:", 0.6), ("drug", "C-3:", 0.7)])
+def test_an_unseen_dose_cell_type_and_drug_are_nearer_than_controls_and_the_mean(drugs, unseen, conditions, bar):
+    mine = [scores for condition, scores in drugs[0].items() if condition.startswith(conditions)]
+    total = {method: sum(s[method] for s in mine) for method in ("control", "perturbed mean", "model")}
+    assert len(mine) == {"dose": 3, "cell type": 4, "drug": 12}[unseen]
+    assert total["model"] < bar * min(total["control"], total["perturbed mean"]), total
+
+
+def test_the_prior_is_weighed_against_the_cells_of_an_average_training_condition(drugs):
+    _, screen, out = drugs
+    sizes = [len(rows) for key, rows in screen.groups.items() if key[0] != data.CONTROL and key not in screen.held_out]
+    assert sample.model_of(sample.read_checkpoint(out), "cpu").encoder.cells.item() == pytest.approx(np.mean(sizes))
+
+
+def test_a_drug_can_be_asked_for_at_any_dose_or_at_all_that_were_measured(drugs):
+    _, screen, out = drugs
+    model, groups = sample.model_of(sample.read_checkpoint(out), "cpu"), sample.groups_of(screen)
+    assert sample.asked(screen, model, "B-2@typeB", groups) == [(f"B-2:{dose}", "typeB") for dose in ("0.001", "0.01", "0.1", "1")]
+    assert sample.asked(screen, model, "B-2:0.30", groups) == [("B-2:0.3", t) for t in ("typeA", "typeB", "typeC")]
+
+
+def test_a_file_that_changed_since_is_refused(drugs, tmp_path):
+    """Not sampled with, scored on or resumed from, where other conditions would be held out; the checkpoint stays as it was."""
+    _, _, out = drugs
+    adata, before = anndata.read_h5ad(f"{out}/s.h5ad"), open(f"{out}/model.pt", "rb").read()
+    adata[(adata.obs["condition"] != "B-3").to_numpy()].write_h5ad(tmp_path / "changed.h5ad")
+    content = {**sample.read_checkpoint(out), "reading": {"path": str(tmp_path / "changed.h5ad"), "test": ["B-1:0.1"]}}
+    with pytest.raises(data.InputError, match="the file has changed since"):
+        sample.same_genes(data.prepare(**content["reading"]), content)
+    with pytest.raises(data.InputError, match="is an input; choose another name"):
+        sample.sample_run(out, out=f"{out}/s.h5ad")
+    assert open(f"{out}/model.pt", "rb").read() == before
 
 
 def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(drugs, tmp_path):
