@@ -38,13 +38,13 @@ def squared_distances(x, y):
 
 def mean_kernels(x, y, kernels, within=False):
     """Mean of each kernel(squared distance) over pairs of a cell of x (n, N) and one of y (m, N), (kernels,); of distinct cells, where y is x.
-    In blocks of rows: the memory is that of BLOCK x m distances, whatever n."""
-    x, y, total = np.asarray(x, np.float64), np.asarray(y, np.float64), np.zeros(len(kernels))
+    In blocks of rows: the memory is that of BLOCK x m distances, whatever n. Sums are float64; distances of float32 cells are good to 7 digits."""
+    total = np.zeros(len(kernels))
     for start in range(0, len(x), BLOCK):
         squared = squared_distances(x[start:start + BLOCK], y)
         for i, kernel in enumerate(kernels):
             values = kernel(squared)
-            total[i] += values.sum() - (values.trace(offset=start) if within else 0)
+            total[i] += values.sum(dtype=np.float64) - (values.trace(offset=start, dtype=np.float64) if within else 0)
     return total / (len(x) * (len(x) - 1) if within else len(x) * len(y))
 
 
