@@ -5,8 +5,8 @@
     python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
                                                26 conditions of twice as many
     python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
-    python tests/bench.py --disk 1000000       the same file trained on from memory and from disk, by a small network, so that reading weighs more:
-                                               speed and memory of both
+    python tests/bench.py --disk 1000000       the same file trained on from memory and from disk, by a small network on random pairs, so that reading weighs
+                                               more: speed and memory of both
 
 Untrained weights and random sparse cells: the speed does not depend on either.
 """
@@ -23,6 +23,7 @@ import ot
 import pandas as pd
 import torch
 from scipy import optimize, sparse, stats
+from torch.profiler import profile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -32,6 +33,7 @@ import evaluate  # noqa: E402
 from departures import (ActiveValues, Departures, Settings, fit_structural_equations, joint_loss, pair,  # noqa: E402
                         regularisation, sample, transport_cost)
 from sample import active_values  # noqa: E402
+from toy_data import simulate_screen  # noqa: E402
 
 
 def seconds(f, device="cpu", repeats=5):
@@ -50,13 +52,13 @@ def seconds(f, device="cpu", repeats=5):
 
 # ------------------------------------------------------------------------------------------------- files of many cells
 
-def large_screen(path, cells, genes, density=0.05):
-    """Write a file as large as sci-Plex3, or larger: 188 drugs, 4 doses, 3 cell types, counts, CSR."""
+def large_screen(path, cells, genes, drugs=188, density=0.05):
+    """Write a file as large as sci-Plex3, or larger: 4 doses, 3 cell types, counts, CSR."""
     rng, per_cell = np.random.default_rng(0), int(genes * density)
     liking = rng.gumbel(size=(2000, genes)) + rng.normal(0, 1.5, genes)    # 2,000 patterns of genes, some expressed more often than others
     indices = np.sort(np.argsort(-liking)[:, :per_cell])[rng.integers(0, 2000, cells)].ravel().astype(np.int32)
     X = sparse.csr_matrix((rng.poisson(0.5, indices.size).astype(np.float32) + 1, indices, np.arange(0, indices.size + 1, per_cell)), (cells, genes))
-    drug = rng.integers(-12, 188, cells)                                   # 6 % controls
+    drug = rng.integers(-max(1, drugs // 16), drugs, cells)                # 6 % controls
     obs = pd.DataFrame({"condition": np.where(drug < 0, "control", np.char.add("drug", drug.astype(str))), "dose_val":
                         rng.choice([0.001, 0.01, 0.1, 1.0], cells), "cell_type": rng.choice(["A549", "K562", "MCF7"], cells)})
     obs.index = obs.index.astype(str)
@@ -88,10 +90,11 @@ def memory(cells, genes):
 
 def disk(cells, genes):
     with tempfile.TemporaryDirectory() as folder:
-        large_screen(f"{folder}/big.h5ad", cells, genes)
+        large_screen(f"{folder}/big.h5ad", cells, genes, drugs=20)
         took = {}
         for place, limit in (("memory", 64), ("disk", 0.1)):
-            took[place], both, own = train_on(f"{folder}/big.h5ad", f"{folder}/{place}", "--epochs", "1", "--batch", "1024", "--width", "64", DEPARTURES_MEMORY=str(limit))
+            took[place], both, own = train_on(f"{folder}/big.h5ad", f"{folder}/{place}", "--epochs", "1", "--batch", "1024", "--width", "64",
+                                               "--pairing", "random", DEPARTURES_MEMORY=str(limit))
             print(f"from {place:6}  an epoch in {took[place]:6.0f} s    peak memory {own:.2f} GiB, {both:.2f} with mapped files", flush=True)
         print(f"from disk at {took['memory'] / took['disk']:.0%} of the speed")
 
@@ -182,6 +185,10 @@ def networks(N, B, device, bandwidth):
     bytes_moved = 7 * 4 * sum(p.numel() for p in model.parameters() if p.grad is not None)     # reads weight, gradient, 2 moments; writes three
     name = f"{N:,} genes, batch {B}"
     row(f"training step, {name}", f"{took * 1e3:.1f} ms", f"matrix products {whole * 1e3:.1f} ms ({flop / whole / 1e9:,.0f} GFLOP/s)", f"{whole / took:.0%}")
+    with profile() as record:
+        step()
+    times = {event.key: event.self_cpu_time_total + event.self_device_time_total for event in record.key_averages()}
+    row("   in matrix products, by the profiler", f"{sum(times.get(f'aten::{name}', 0) for name in ('mm', 'addmm')) / sum(times.values()):.0%}")
     row("   of it the optimiser", f"{update * 1e3:.1f} ms", f"memory {bytes_moved / bandwidth * 1e3:.1f} ms ({bandwidth / 1e9:.0f} GB/s)", f"{bytes_moved / bandwidth / update:.0%}")
     if B == 64:
         (_, forward, _), took_512 = products(model, 512, device), seconds(draw, device, 1)
@@ -189,9 +196,9 @@ def networks(N, B, device, bandwidth):
     return took
 
 
-def pairing(N, size, device, step):
-    """Rows of the pairing: its time beside that of POT alone, and as a share of the steps on the same cells."""
-    xT, x0 = torch.rand(2, size, N, device=device)
+def pairing(cells, size, device, step):
+    """Rows of the pairing of simulated cells: its time beside that of POT alone, and as a share of the steps on the same cells."""
+    xT, x0 = torch.from_numpy(cells[:2 * size].toarray()).to(device).unflatten(0, (2, size))
     C = transport_cost(xT, x0)
     uniform = C.new_full((size,), 1 / size)
     for method, alone in (("entropic", lambda: ot.bregman.sinkhorn_log(uniform, uniform, C, regularisation(C, "sqeuclidean", "0.05", 0.2), stopThr=1e-4 / size)),
@@ -251,8 +258,9 @@ def main():
     points = {}
     for N in args.genes:
         points.update({(N, B): networks(N, B, args.device, bandwidth) for B in args.batch})
+        screen = simulate_screen(N, 2, 1100, seed=0)
         for size in (64, 512):
-            pairing(N, size, args.device, points[N, args.batch[0]] / args.batch[0])
+            pairing(screen.X, size, args.device, points[N, args.batch[0]] / args.batch[0])
         gene_network(N, args.device)
     loading(2000)
     fit(points)
