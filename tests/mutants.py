@@ -1,6 +1,6 @@
 """Small wrong edits of the project, each a plausible mistake that some test must catch.
 
-    python tests/mutants.py              every one, two at a time: about 3 minutes on 2 CPU cores
+    python tests/mutants.py              every one, two at a time: about 7 minutes on 2 CPU cores
     python tests/mutants.py sinkhorn     those whose text or reason holds this word
 
 Each is applied alone to a scratch copy, and the tests named above it run there until one fails: killed. It fails when one survives, when
