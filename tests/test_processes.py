@@ -12,7 +12,7 @@ import torch
 from toy_data import simulate_screen
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", f"{ROOT}/train.py"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"{ROOT}/train.py"]
 SETTINGS = ["--data", "s.h5ad", "--width", "16", "--embedding", "4", "--steps", "3", "--epochs", "3"]
 
 
