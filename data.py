@@ -51,7 +51,7 @@ class Screen:
     def training_groups(self):                 # the controls among them
         return {key: rows for key, rows in self.groups.items() if key not in self.held_out}
 
-    def dense(self, rows):                     # (len(rows), N) float32: the only way cells leave the sparse matrix
+    def dense(self, rows):                     # (len(rows), N) float32; for networks see sample.Cells
         return self.X[rows].toarray()
 
 

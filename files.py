@@ -17,7 +17,6 @@ import numpy as np
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
-IN_MEMORY = None                                                           # bytes that a screen's values may take; None: see `in_memory`
 CONTAINER = "/sys/fs/cgroup/memory.max"
 STOPPED = []                                                                # signals that asked to stop, for loops to look at
 ONE_LINE = {"usage": argparse.SUPPRESS, "formatter_class": argparse.RawDescriptionHelpFormatter}     # of argparse's own errors
@@ -36,8 +35,8 @@ def in_memory():
     on this machine. The values may be held twice for a while, and tables of them as often."""
     given = os.environ.get("DEPARTURES_MEMORY")
     try:
-        if IN_MEMORY is not None or given:
-            return max(1.0, IN_MEMORY if IN_MEMORY is not None else 2 ** 30 * float(given))
+        if given:
+            return max(1.0, 2 ** 30 * float(given))
     except ValueError as e:
         raise InputError(f"DEPARTURES_MEMORY={given}: not a number of GiB; change it, or leave it out") from e
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2 ** 34

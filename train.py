@@ -287,7 +287,7 @@ def exchange(collective, *arguments):
 
 
 def resume(out, args, device):
-    """The same of a run that exists, from its checkpoint."""
+    """What `new_run` returns, of a run that exists: from its checkpoint."""
     given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
              if (value or name in Settings.__dataclass_fields__) and name not in ("resume", "device", "data")]
     if given and args.resume:
@@ -345,7 +345,7 @@ def check(settings):
         if f.type is float and not math.isfinite(value) or least is not None and value < least or most is not None and value > most:
             limits = "".join(f", at {word} {limit}" for word, limit in (("least", least), ("most", most)) if limit is not None)
             raise data.InputError(f"--{f.name.replace('_', '-')} must be a finite number{limits}; it is {value}")
-    if PROCESSES > 1 and settings.batch < 2 * PROCESSES:                                 # an epoch's batches may be half as large
+    if PROCESSES > 1 and settings.batch < 2 * PROCESSES:                   # an epoch's batches may be half as large
         raise data.InputError(f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or give a larger one")
     try:
         fine = settings.epsilon == "bridge" or 0 < float(settings.epsilon.removesuffix("max")) < math.inf

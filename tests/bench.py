@@ -4,8 +4,7 @@
     python tests/bench.py --genes 2000 --batch 64 512 --device cuda
     python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
                                                26 conditions of twice as many
-    python tests/bench.py --memory 290000      peak memory of reading, training (an epoch), sampling and scoring a file of so many cells
-    python tests/bench.py --disk 1000000       the same file trained on from memory and from disk, by a small network on random pairs, so that reading weighs
+    python tests/bench.py --disk 1000000       a file of so many cells trained on from memory and from disk, by a small network on random pairs, so that reading weighs
                                                more: speed and memory of both
 
 Untrained weights and random sparse cells: the speed does not depend on either.
@@ -52,8 +51,8 @@ def seconds(f, device="cpu", repeats=5):
 
 # ------------------------------------------------------------------------------------------------- files of many cells
 
-def large_screen(path, cells, genes, drugs=188, density=0.05):
-    """Write a file as large as sci-Plex3, or larger: 4 doses, 3 cell types, counts, CSR."""
+def large_screen(path, cells, genes, drugs=20, density=0.05):
+    """Write a screen of drugs at 4 doses in 3 cell types: counts, CSR."""
     rng, per_cell = np.random.default_rng(0), int(genes * density)
     liking = rng.gumbel(size=(2000, genes)) + rng.normal(0, 1.5, genes)    # 2,000 patterns of genes, some expressed more often than others
     indices = np.sort(np.argsort(-liking)[:, :per_cell])[rng.integers(0, 2000, cells)].ravel().astype(np.int32)
@@ -82,15 +81,9 @@ def train_on(path, out, *options, **environment):
     return pd.read_csv(f"{out}/log.csv")["seconds"].sum(), peak["VmHWM"] / 2 ** 20, peak["RssAnon"] / 2 ** 20
 
 
-def memory(cells, genes):
-    with tempfile.TemporaryDirectory() as folder:
-        large_screen(f"{folder}/big.h5ad", cells, genes)
-        print(f"peak memory of train.py: {train_on(f'{folder}/big.h5ad', f'{folder}/run', '--epochs', '1', '--batch', '256')[1]:.2f} GiB")
-
-
 def disk(cells, genes):
     with tempfile.TemporaryDirectory() as folder:
-        large_screen(f"{folder}/big.h5ad", cells, genes, drugs=20)
+        large_screen(f"{folder}/big.h5ad", cells, genes)
         took = {}
         for place, limit in (("memory", 64), ("disk", 0.1)):
             took[place], both, own = train_on(f"{folder}/big.h5ad", f"{folder}/{place}", "--epochs", "1", "--batch", "1024", "--width", "64",
@@ -168,13 +161,16 @@ def networks(N, B, device, bandwidth):
     X, model, values, conditions = random_screen(N, device)
     optimiser, rng = torch.optim.AdamW(model.parameters(), fused=True), np.random.default_rng(0)
 
-    def step():
-        model.train()
+    def loss():
         rows, which = rng.integers(0, 2000, (2, B)), rng.integers(0, 40, B)
         distinct, place = np.unique(which, return_inverse=True)
         x0, xT, place, populations = (torch.from_numpy(a).to(device) for a in (*(X[r].toarray() for r in rows), place, np.stack([0 * which, which + 1], 1)))
+        return sum(joint_loss(model, x0, xT, [conditions[c] for c in distinct], place, populations, values))
+
+    def step():
+        model.train()
         optimiser.zero_grad()
-        sum(joint_loss(model, x0, xT, [conditions[c] for c in distinct], place, populations, values)).backward()
+        loss().backward()
         optimiser.step()
 
     def draw():
@@ -190,6 +186,11 @@ def networks(N, B, device, bandwidth):
     times = {event.key: event.self_cpu_time_total + event.self_device_time_total for event in record.key_averages()}
     row("   in matrix products, by the profiler", f"{sum(times.get(f'aten::{name}', 0) for name in ('mm', 'addmm')) / sum(times.values()):.0%}")
     row("   of it the optimiser", f"{update * 1e3:.1f} ms", f"memory {bytes_moved / bandwidth * 1e3:.1f} ms ({bandwidth / 1e9:.0f} GB/s)", f"{bytes_moved / bandwidth / update:.0%}")
+    own, kept = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}, {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}), x)[1], lambda x: x):
+        model.train()
+        loss()
+    row("   kept for its backward pass", f"{sum(size for place, size in kept.items() if place not in own) / 1e6:.0f} MB")
     if B == 64:
         (_, forward, _), took_512 = products(model, 512, device), seconds(draw, device, 1)
         row(f"sampling, {N:,} genes, 50 steps", f"{512 / took_512:.0f} cells/s", f"matrix products {512 / forward / 50:.0f} cells/s", f"{forward * 50 / took_512:.0%}")
@@ -243,14 +244,14 @@ def main():
     parser.add_argument("--genes", type=int, nargs="+", default=[1000, 2000, 5000])
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--device", default="cpu")
-    for name in ("evaluation", "memory", "disk"):
+    for name in ("evaluation", "disk"):
         parser.add_argument(f"--{name}", type=int, metavar="CELLS")
     args = parser.parse_args()
     if args.evaluation:
         evaluation(args.evaluation)
         return scoring(2 * args.evaluation)
-    if args.memory or args.disk:
-        return memory(args.memory, 2000) if args.memory else disk(args.disk, 2000)
+    if args.disk:
+        return disk(args.disk, 2000)
     here, there = torch.ones(2, 2 ** 26, device=args.device)
     bandwidth = 2 * 4 * 2 ** 26 / seconds(lambda: there.copy_(here), args.device)
     print(f"{args.device}, {torch.get_num_threads()} threads")

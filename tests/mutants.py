@@ -250,6 +250,7 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("evaluate.py", "equal_var=False", "equal_var=True", "Student's t where Welch's is meant"),
     ],
     "test_baselines.py": [
+        ("baselines.py", "np.bincount(nodes, -level[t]", "np.bincount(nodes, level[t]", "a knock-down that raises its target"),
         ("baselines.py", "return np.asarray(S, np.float64) / cells, cells", "return np.asarray(S, np.float64), cells", "a sum of squares for a covariance"),
         ("baselines.py", "return shifted(x0, -sum(", "return shifted(x0, sum(", "a knock-out that raises"),
         ("baselines.py", "if len(alone) < 2 or not all(alone)", "if not any(alone)", "a sum with a target missing"),

@@ -4,7 +4,7 @@ import pandas as pd
 from scipy import sparse
 
 import data
-from baselines import BASELINES, additive, laot_map, linear, linear_knockout, matching_mean, mean_shifts, perturbed_mean, shifted
+from baselines import BASELINES, additive, knock_downs, laot_map, linear, linear_knockout, matching_mean, mean_shifts, perturbed_mean, shifted
 from toy_data import simulate_screen
 
 rng = np.random.default_rng(0)
@@ -130,3 +130,15 @@ def test_a_pair_is_predicted_where_its_targets_are_measured_genes():
     predict, x0 = linear_knockout(screen), np.tile(base + 20, (5, 1))
     single = [predict(p, "x", x0) - x0 for p in ("g0", "g1")]
     assert np.allclose(predict("g0+g1", "x", x0) - x0, sum(single), atol=1e-4) and np.abs(single).max() > 0.5
+
+
+def test_knock_downs_are_the_training_conditions_of_known_targets_in_units_of_sd():
+    """A fell by its own mean; A+B count for both; C is no name, B@t is held out, D@u is another type with a mean of its own."""
+    base, other, sd = np.array([2.0, 4, 1, 3]), np.array([1.0, 4, 1, 6]), np.array([1.0, 2, 1, 3])
+    A, AB, D = (np.array(change, float) for change in ([-2, 0, 1, 0], [-2, -4, 0, 3], [0, 0, 1, -6]))
+    screen = screen_of({("control", "t"): base, ("control", "u"): other, ("A", "t"): base + A, ("A+B", "t"): base + AB, ("B", "t"): base,
+                        ("C", "t"): base, ("D", "u"): other + D}, genes=["A", "B", "C", "D"])
+    screen.held_out = {("B", "t")}
+    knock, shift, noise = knock_downs(screen, ["A", "B", "D"], sd)
+    assert np.allclose(knock, [[-2, 0, 0], [-2, -2, 0], [0, 0, -2]]) and np.allclose(shift, [A / sd, AB / sd, D / sd], atol=1e-6)
+    assert np.allclose(noise, 1 / 40 + 1 / 40 + 0.003) and noise.shape == (3, 1)

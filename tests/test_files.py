@@ -2,6 +2,7 @@
 import os
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,11 +20,9 @@ from toy_data import simulate_screen
 def test_blocks_stacked_are_the_matrix_in_memory_and_on_disk(cells, genes, block, on_disk, seed):
     X = sparse.random(cells, genes, 0.4, "csr", dtype=np.float32, rng=np.random.default_rng(seed))
     X.data[::3] = 0                                                        # zeros that a file may store
-    before, files.IN_MEMORY = files.IN_MEMORY, 0 if on_disk else np.inf
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEPARTURES_MEMORY", "1e-9" if on_disk else "inf")
         Y = files.stacked((X[i:i + block] for i in range(0, cells, block)), X.nnz, genes) if X.nnz else X
-    finally:
-        files.IN_MEMORY = before
     assert np.array_equal(Y.toarray(), X.toarray()) and not (Y.data == 0).any() or not X.nnz
 
 
@@ -44,7 +43,7 @@ def test_a_file_that_does_not_fit_is_mapped_and_gives_the_same_screen(tmp_path, 
     adata.obs["condition"] = adata.obs["condition"].astype(str).where(np.arange(900) % 7 > 0)  # some cells without a label are left out
     adata.write_h5ad(tmp_path / "s.h5ad")
     inside = data.prepare(str(tmp_path / "s.h5ad"), genes=40)
-    monkeypatch.setattr(files, "IN_MEMORY", 1000)
+    monkeypatch.setenv("DEPARTURES_MEMORY", "1e-6")
     outside = data.prepare(str(tmp_path / "s.h5ad"), genes=40)
     assert mapped(outside.X.data) and mapped(outside.X.indices) and not mapped(inside.X.data)
     assert np.array_equal(outside.X.toarray(), inside.X.toarray()) and outside.genes.tolist() == inside.genes.tolist()
@@ -54,7 +53,7 @@ def test_a_file_that_does_not_fit_is_mapped_and_gives_the_same_screen(tmp_path, 
 def test_tables_of_values_that_would_not_fit_are_thinned_evenly(monkeypatch):
     X = sparse.csr_matrix(np.arange(1, 1001, dtype=np.float32)[:, None])
     groups = [np.arange(0, 1000, 2), np.arange(1, 1000, 2)]
-    monkeypatch.setattr(files, "IN_MEMORY", 24 * X.nnz / 4)
+    monkeypatch.setenv("DEPARTURES_MEMORY", str(24 * X.nnz / 4 / 2 ** 30))
     start, count, values = sample.active_values(X, groups)
     assert count.ravel().tolist() == [125, 125]
     assert values[start[0, 0]:start[0, 0] + 125].tolist() == list(range(1, 1001, 8))
@@ -76,7 +75,7 @@ def test_a_full_temporary_folder_is_a_line(monkeypatch):
     class Full:
         def write(self, what):
             raise OSError(28, "No space left on device")
-    monkeypatch.setattr(files, "IN_MEMORY", 0)
+    monkeypatch.setenv("DEPARTURES_MEMORY", "1e-9")
     monkeypatch.setattr(files.tempfile, "TemporaryFile", Full)
     with pytest.raises(data.InputError, match="No space left on device.*TMPDIR"):
         files.stacked([np.eye(3)], 9, 3)
@@ -99,7 +98,6 @@ def test_the_limit_is_the_users_or_a_share_of_the_machines(monkeypatch, tmp_path
 
 
 def test_a_corrupt_matrix_is_refused_block_by_block(tmp_path):
-    import h5py
     anndata.AnnData(sparse.random(50, 5, 0.5, "csr", dtype=np.float32)).write_h5ad(tmp_path / "s.h5ad")
     with h5py.File(tmp_path / "s.h5ad", "r+") as f:
         f["X/indices"][0] = 99

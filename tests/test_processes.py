@@ -71,3 +71,6 @@ def test_bad_input_is_one_line_of_the_first_process(folder):
         result = run(folder, TWO, *arguments)
         assert result.returncode != 0 and message in one_line(result.stderr)
     assert not os.path.exists(folder / "small")
+    for arguments, message in ((["--ablate", "1"], "one process"), (["--device", "cuda:0"], "use --device cuda")):             # each says it
+        result = run(folder, TWO, *arguments)
+        assert result.returncode != 0 and f"error: {arguments[0]}" in result.stderr and message in result.stderr
