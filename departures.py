@@ -50,19 +50,19 @@ class Settings:
     label_dropout: float = option(0.3, "probability of hiding the cell type's label in training", least=0, most=1)
     exact_step: bool = option(True, "sample with the exact bridge step instead of Euler-Maruyama")
     # perturbation encoder
-    grn: str = option("structural", "where the gene network comes from: structural, coexpression, none, or an edge list "
-                                    "(CSV: source,target[,weight])")
+    grn: str = option("structural", "the gene network: structural, coexpression, none, or an edge list (CSV: source,target[,weight])")
     grn_factors: int = option(6, "hidden factors beside the genes in the structural network", least=1)
     grn_hubs: int = option(20, "measured genes that vary most with others, to be nodes of it beside the targets", least=0)
     drug_embedding: str = option("", "structures of drugs: CSV by drug name (numbers, or a SMILES column); without it the file's own")
     grn_sparsity: float = option(90.0, "penalty on the structural network's edges", least=0)
     target_dropout: float = option(0.3, "probability of hiding who the target is, so that the network must explain it", least=0, most=1)
     type_dropout: float = option(0.5, "probability of hiding what a target does in this cell type beyond what it does in all", least=0, most=1)
-    prior: float = option(0.1, "scale of the Cauchy prior on what a gene does in all cell types (log odds; sd of the level); 0, or drugs: none", least=0)
+    prior: float = option(0.1, "scale of the Cauchy prior on what a perturbed gene does (log odds; sd of the level); 0, or drugs: none", least=0)
     # networks and training
     width: int = option(256, "hidden units of x_theta and d_theta", least=1)
     embedding: int = option(64, "length of a target's learned embedding", least=1)
     epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5", least=0)
+    bfloat16: bool = option(False, "the trunks' matrix products in bfloat16, the rest in float32")
     batch: int = option(64, "pairs in a batch (paper 64 and 256)", least=1)
     learning_rate: float = option(2e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine", least=1e-9)
     seed: int = option(0, "of everything random: the split, the pairs, the training, the samples", least=0, most=2 ** 31 - 1)
@@ -94,12 +94,17 @@ def draw(kind, like, generator=None):
     return kind(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
+def put(device, values, dtype=None):
+    """A tensor on a device of what the host knows. A GPU fetches it from page-locked memory when it gets there: nobody waits."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 # ================================================================================================ 1  Brownian bridge
 
 def bridge_sample(x0, xT, t, sigma, generator=None):
     """x_t of the Brownian bridge from x0 to xT (B, N) at times t (B, 1): Eq. 4 and 7.
-    The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has B_t - t B_T the paper's variance t (1 - t).
-    """
+    The printed Eq. 7 gives B_t covariance Id; Brownian motion has t Id, and only then has B_t - t B_T the paper's variance t (1 - t)."""
     z = draw(torch.randn, x0, generator)
     return (1 - t) * x0 + t * xT + sigma * torch.sqrt(t * (1 - t)) * z
 
@@ -150,8 +155,7 @@ def ctmc_step(d, p_on, t, h, kappa="linear", generator=None):
     """d_{t+h}: every gene is redrawn from its posterior with probability (kappa(t+h) - kappa(t)) / (1 - kappa(t)). Eq. 17.
     The printed Eq. 17 adds h p / (T - t) to the current state and so sums to 1 + h / (T - t); what is added must leave the current state:
     delta + h (p - delta) / (T - t). For kappa = t our jump probability is that h / (T - t); for any kappa it integrates Eq. 13 exactly
-    while the posterior stands still, and the last step redraws every gene.
-    """
+    while the posterior stands still, and the last step redraws every gene."""
     now, then = (KAPPA[kappa](torch.tensor(s, dtype=torch.float64)).item() for s in (t, min(t + h, 1.0)))
     jump, on = torch.rand((2, *d.shape), generator=generator, device=d.device, dtype=d.dtype)
     return torch.where(jump < (then - now) / (1 - now), (on < p_on).to(d.dtype), d)
@@ -163,8 +167,7 @@ class ActiveValues:
     """The non-zero values of each gene in each population, to draw from (arrays of `sample.active_values`).
     Improvement on the paper, a hurdle model: where d = 0 the level x is not observed, rather than 0. The bridge runs between levels *if
     expressed*: a silent gene's is a draw from the gene in cells of the same population that do express it. With zeros left in, training
-    would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising.
-    """
+    would show x_t falling towards 0 on silent genes while sampling, where x_theta only answers for expressed ones, shows it rising."""
 
     def __init__(self, start, count, values, device="cpu"):
         start, count = (torch.as_tensor(a, device=device) for a in (start, count))                     # (populations, N)
@@ -173,8 +176,9 @@ class ActiveValues:
 
     def fill(self, x, population, generator=None):
         """x (B, N) with every zero replaced by a draw; population (B,) indexes the table."""
-        nth = draw(torch.rand, x, generator) * self.count[population]       # below count, also when rounded: u is at most 1 - 2^-24
-        return torch.where(x != 0, x, self.values[self.start[population] + nth.long()])
+        start, count = (table.index_select(0, population) for table in (self.start, self.count))      # faster than table[population]
+        nth = (draw(torch.rand, x, generator) * count).long()               # below count, also when rounded: u is at most 1 - 2^-24
+        return torch.where(x != 0, x, self.values[start + nth])
 
 
 # ======================================================================================================== 4  pairing
@@ -190,8 +194,7 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 def regularisation(C, cost, epsilon, sigma):
     """epsilon in units of the cost matrix C: a fraction of its mean, or ("0.1max") of its maximum, or "bridge".
     The static Schroedinger bridge for sigma B over [0, T] is entropic OT with cost |x - y|^2 / 2 and epsilon sigma^2 T; for |x - y|^2, 2 sigma^2 T.
-    (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there.
-    """
+    (The paper leaves epsilon open.) In thousands of genes its plan is the exact one, and Sinkhorn hardly gets there."""
     if epsilon.endswith("max"):
         return float(epsilon.removesuffix("max")) * C.max().item()
     if epsilon != "bridge":
@@ -203,8 +206,7 @@ def regularisation(C, cost, epsilon, sigma):
 
 def coupling(C, method="exact", epsilon=1.0, iterations=1000, tolerance=1e-4):
     """Transport plan (n, m) between uniform weights for cost C, and its largest relative marginal error.
-    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's device) or "random".
-    """
+    method: "exact" (POT's network simplex), "entropic" (POT's log-domain Sinkhorn, epsilon in units of C, on C's device) or "random"."""
     n, m = C.shape
     a, b = C.new_full((n,), 1 / n), C.new_full((m,), 1 / m)
     if method == "random":
@@ -272,8 +274,7 @@ def fit_structural_equations(S, cells, nodes, knock, shift, noise, factors=6, sp
       - how `cells` cells of one population co-vary: S (N, N), a correlation matrix, against L L' + noise;
       - how far the training perturbations moved the means: shift (Q, N), with error variance noise (Q, 1), in conditions
         whose nodes fell by knock (Q, P).
-    Co-variation alone cannot tell cause from effect; one knock-down of the upstream gene can.
-    """
+    Co-variation alone cannot tell cause from effect; one knock-down of the upstream gene can."""
     P, N, g = len(nodes), len(S), torch.Generator().manual_seed(seed)
     B = torch.linalg.solve(S[nodes][:, nodes] + 0.1 * torch.eye(P).to(S), S[nodes]).T.contiguous()   # ridge regression on x_p
     own = torch.zeros_like(B).index_put_((nodes, torch.arange(P, device=S.device)), S.new_ones(P))   # a gene is not its cause
@@ -315,8 +316,7 @@ def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, *
     """Effects (P, N) by `fit_structural_equations`, each target's from fits that never saw it perturbed (cross-fitting).
     A training target's row must be as good as an unseen one's, no better, or the encoder would trust the network more than it deserves.
     Targets of training conditions are dealt to folds; the rest get the mean over the fits. Hubs, the genes that co-vary most, are nodes
-    as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets.
-    """
+    as well: some are regulators that nobody perturbed, and what runs through them is no effect of the targets."""
     P, degree = len(nodes), S.square().sum(0).index_fill(0, nodes, -1.0)
     nodes = torch.cat([nodes, degree.topk(min(hubs, len(S) - P)).indices])
     knock = F.pad(knock, (0, len(nodes) - P))
@@ -339,7 +339,12 @@ class Encoded(NamedTuple):
     level: torch.Tensor          # (C, N) shift of the mean level if expressed
     logit: torch.Tensor          # (C, N) shift of the log odds of being expressed
     z: torch.Tensor              # (C, embedding) for the trunks
-    prior: torch.Tensor          # (C, 1) how unlikely a shift is that all cell types share
+    prior: torch.Tensor          # (C, 1) how unlikely the memory's shift is
+
+
+def along_first(layer, x):
+    """A linear layer along the first axis of x (features, C, N): three times as fast as along a last axis of so few features."""
+    return torch.addmm(layer.bias[:, None], layer.weight, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 class PerturbationEncoder(nn.Module):
@@ -349,8 +354,7 @@ class PerturbationEncoder(nn.Module):
     from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
     `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
     `expected` (not zero, which is "no perturbation"). The part for the cell type drops out (`type_dropout`), so that the rest holds in a
-    type where the target was never seen. For genes that rest, the unknown target's too, has a Cauchy prior: else it carries sampling noise.
-    """
+    type where the target was never seen. What it says of genes has a Cauchy prior: else it would repeat the sampling noise of few cells."""
 
     def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed, structure):
         super().__init__()
@@ -362,7 +366,7 @@ class PerturbationEncoder(nn.Module):
         self.register_buffer("structure", torch.zeros(n_targets, structure))              # a drug's; rows of zeros: not known
         self.register_buffer("usual_dose", torch.zeros(()))                               # log10
         self.memory = nn.Linear(k, 2 * n_genes, bias=False)
-        self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 16), nn.SiLU(), nn.Linear(16, 2 * channels))
+        self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 8), nn.SiLU(), nn.Linear(8, 2 * channels))
         for weights, std in ((self.target.weight, 0.3), (self.pair.weight, 0.3), (self.gain[2].weight, 0.02)):
             nn.init.normal_(weights, std=std)
         for weights in (self.memory.weight, self.hill.weight, self.hill.bias):
@@ -375,8 +379,7 @@ class PerturbationEncoder(nn.Module):
 
     def expected(self):
         """The memory (embedding,) of a target never seen: the mean over those seen, shrunk towards no effect.
-        By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance.
-        """
+        By James and Stein's factor in the space of gene shifts: with few targets their mean is mostly chance."""
         if self.seen.sum() < 2:
             return torch.zeros_like(self.target.weight[0])
         pair = self.pair.weight.unflatten(0, (-1, self.n_types)) * self.seen_pair[..., None]
@@ -389,7 +392,7 @@ class PerturbationEncoder(nn.Module):
         """conditions: list of (((target index, dose), ...), cell type index) -> Encoded."""
         device, C = self.effects.device, len(conditions)
         rows = [(c, p, dose, k) for c, (targets, k) in enumerate(conditions) for p, dose in targets]
-        c, p, k = (torch.tensor([r[i] for r in rows], dtype=torch.long, device=device) for i in (0, 1, 3))
+        c, p, k = (put(device, [r[i] for r in rows], torch.long) for i in (0, 1, 3))
         known, known_pair = self.seen[p], (k < self.n_types) & self.seen_pair[p, k.clamp_max(self.n_types - 1)]
         if self.training:
             hide, hide_pair = (torch.rand((2, C), generator=generator, device=device) < self.dropout)[:, c]
@@ -399,32 +402,32 @@ class PerturbationEncoder(nn.Module):
         z = torch.where(known[:, None], self.target(p), unknown)
         z = z + self.pair(p * self.n_types + k.clamp_max(self.n_types - 1)) * known_pair[:, None]
         if self.dosed:                                                     # a Hill curve in the dose, for each drug
-            dose = torch.tensor([r[2] for r in rows], device=device)
+            dose = put(device, [r[2] for r in rows])
             slope, middle = self.hill(z).unbind(1)
             z = z * torch.sigmoid(slope.exp() * (torch.log10(dose.clamp_min(1e-12)) - self.usual_dose - middle))[:, None]
         # What the trunks learnt of a gene holds in the types where it was seen; elsewhere they hear what null pairs taught them: nothing.
         told = z if self.training or not (self.scale and model.settings.null_pairs) else z * ~(known & ~known_pair)[:, None]
-        z, told, rest = (torch.zeros(C, *part.shape[1:], device=device).index_add(0, c, part) for part in (z, told, (~known_pair).float()))
+        z, told = (torch.zeros(C, z.shape[1], device=device).index_add(0, c, part) for part in (z, told))
         effect = self.effects[:, p] * model.knock_down(p, k)[:, None]                               # (channels, rows, N)
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
-        cell_type = torch.tensor([k for _, k in conditions], device=device)
-        gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type], model.level_scale.expand(C, -1)], -1)     # (C, N, 3)
-        e = effect.permute(1, 2, 0)
-        gain = self.gain(torch.cat([gene, e, e.abs().sqrt()], -1)).unflatten(-1, (2, -1))          # (C, N, 2, channels)
-        memory = self.memory(z).unflatten(1, (2, -1)).transpose(1, 2)                               # (C, N, 2)
-        shift = (gain * e[:, :, None]).sum(-1) + memory
+        cell_type = put(device, [k for _, k in conditions])
+        gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type], model.level_scale.expand(C, -1)])     # (3, C, N)
+        gain = torch.cat([gene, effect, effect.abs().sqrt()])
+        gain = along_first(self.gain[2], F.silu(along_first(self.gain[0], gain))).unflatten(0, (2, -1))         # (2, channels, C, N)
+        memory = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1)                               # (2, C, N): of the level, of the log odds
+        level, logit = (gain * effect).sum(1) + memory
         # Minus the prior's log per cell of an average condition. Eq. 14 counts a gene's log-likelihood 1/N times, Eq. 9 `weight` (N,) times that.
         a, discrete = self.scale or math.inf, model.settings.discrete
         weight = 2 * model.level_scale ** 2 / (model.control_fraction.mean() if discrete else 1.0)
-        unlikely = discrete * torch.log1p((memory[..., 1] / a) ** 2) + weight * torch.log1p((memory[..., 0] / model.level_scale / a) ** 2)
-        return Encoded(shift[..., 0], shift[..., 1], told, (unlikely.mean(1) / self.cells * (rest > 0))[:, None])
+        unlikely = discrete * torch.log1p((memory[1] / a) ** 2) + weight * torch.log1p((memory[0] / model.level_scale / a) ** 2)
+        return Encoded(level, logit, told, (unlikely.mean(1) / self.cells)[:, None])
 
 
 class Trunk(nn.Module):
     """A residual MLP of a cell's state, the time, the cell type's label and the condition: (B, inputs) -> (B, N)."""
     def __init__(self, settings, inputs, n_genes, n_types):
         super().__init__()
-        H = settings.width
+        H, self.bfloat16 = settings.width, settings.bfloat16
         self.register_buffer("frequency", 2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0]), persistent=False)
         self.label = nn.Embedding(n_types + 1, 8)                                                  # the last: hidden
         self.state, self.context = nn.Linear(inputs, H), nn.Linear(settings.embedding + 8 + 9, H)
@@ -436,8 +439,9 @@ class Trunk(nn.Module):
     def forward(self, state, t, label, z):
         wave = t * self.frequency
         context = torch.cat([z, self.label(label), t, wave.sin(), wave.cos()], 1)
-        h = F.silu(self.state(state) + self.context(context))
-        return self.out(h + self.block(h))
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=self.bfloat16):
+            h = F.silu(self.state(state) + self.context(context))
+            return self.out(h + self.block(h)).to(state.dtype)
 
 
 class Departures(nn.Module):
@@ -470,38 +474,39 @@ class Departures(nn.Module):
     def gate(self, t):
         """g(t) (B, N), the slope of E[x_T | x_t] on x_t for a Brownian bridge between correlated Gaussians; g(T) = 1.
         An improvement on the paper: the best endpoint predictor of a Gaussian bridge is exactly this, gene by gene, and a network with
-        a bottleneck cannot make one. For activation, `evidence` is its counterpart.
-        """
+        a bottleneck cannot make one. For activation, `evidence` is its counterpart."""
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
-        variance = ((1 - t) * s0) ** 2 + 2 * t * (1 - t) * c + (t * sT) ** 2 + self.settings.sigma ** 2 * t * (1 - t)
-        return ((1 - t) * c + t * sT ** 2) / variance
+        start, both, end = (1 - t) ** 2, 2 * t * (1 - t), t ** 2                                 # Var x_t = start s0^2 + both c + end sT^2 + noise
+        variance = torch.cat([start, both, end], 1) @ torch.stack([s0 ** 2, c + self.settings.sigma ** 2 / 2, sT ** 2])
+        return torch.cat([1 - t, t], 1) @ torch.stack([c, sT ** 2]) / variance
 
     def evidence(self, t, d, cell_type):
         """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): one gene's own state in its posterior; grows like -log(1 - kappa)."""
         kappa = KAPPA[self.settings.kappa](t).clamp_max(1 - 1e-4)
-        prior = torch.logit(self.control_fraction)[cell_type]
+        prior = torch.logit(self.control_fraction).index_select(0, cell_type)
         off, on = (torch.sigmoid((2 * d - 1) * (prior + start)) for start in self.start_given_end)             # P(d_0 = d_t | d_T)
         return torch.log((kappa * d + (1 - kappa) * on) / (kappa * (1 - d) + (1 - kappa) * off))
 
     def predict_level(self, t, x, d, cell_type, label, condition):
         """x_theta: the endpoint x_T (B, N) given x_t; with if-expressed levels it may look at what is on, d_t, only."""
-        start, scale = (self.control_level if self.settings.discrete else self.control_mean)[cell_type], self.level_scale
-        state = (x - start) / scale
+        start = (self.control_level if self.settings.discrete else self.control_mean).index_select(0, cell_type)
+        moved = x - start
+        state = moved / self.level_scale
         if self.settings.if_expressed:
             # Silent genes' levels are draws, which in training know nothing of the cell and in sampling do: hide them.
             state = torch.cat([state * d, d], 1)
-        end = start + condition.level
-        residual = self.x_trunk(state, t, label, condition.z) * scale
+        residual = self.x_trunk(state, t, label, condition.z) * self.level_scale
         if self.settings.skip_gate:
-            residual = residual + self.gate(t) * (x - (1 - t) * start - t * end)
-        return end + residual
+            # Eq. 16 divides by T - t: an error that does not fall with it would grow without bound, and at T the gate alone is right.
+            residual = (1 - t) * residual + self.gate(t) * (moved - t * condition.level)
+        return start + condition.level + residual
 
     def predict_logit(self, t, x, d, cell_type, label, condition):
         """d_theta: log odds (B, N) that each gene is on at T, given d_t (and, if coupled, x_t where it is on)."""
-        logit, state = torch.logit(self.control_fraction)[cell_type] + condition.logit, 2 * d - 1
+        logit, state = torch.logit(self.control_fraction).index_select(0, cell_type) + condition.logit, 2 * d - 1
         if self.settings.coupled:
-            state = torch.cat([state, d * (x - self.control_level[cell_type]) / self.level_scale], 1)
+            state = torch.cat([state, d * (x - self.control_level.index_select(0, cell_type)) / self.level_scale], 1)
         logit = logit + self.d_trunk(state, t, label, condition.z)
         return logit + self.evidence(t, d, cell_type) if self.settings.skip_gate else logit
 
@@ -525,8 +530,7 @@ class Departures(nn.Module):
 
     def condition(self, targets, cell_type):
         """Indices ((target, dose), ...), cell type of a condition named [(target, dose), ...], name.
-        Raises ValueError for a target of which nothing is known: not perturbed in training, and no effect in the network.
-        """
+        Raises ValueError for a target of which nothing is known: not perturbed in training, and no effect in the network."""
         for target, _ in targets:
             p = self.targets.index(target) if target in self.targets else None
             if p is None or not (self.encoder.seen[p] or self.encoder.effects[:, p].any() or self.encoder.structure[p].any()):
@@ -551,8 +555,7 @@ def activation_loss(dT, logit):
 def joint_loss(model, x0, xT, conditions, which, populations, values=None, generator=None):
     """Eq. 9 and Eq. 14, whose sum is Eq. 15, on pairs (x0, xT) (B, N); and the prior's share, to be added.
     conditions: the distinct ones (length C); which (B,): each pair's. populations (B, 2): where x0 and xT draw their if-expressed values.
-    generator: a Share, where the pairs are one process's of a batch; its conditions are the whole batch's.
-    """
+    generator: a Share, where the pairs are one process's of a batch; its conditions are the whole batch's."""
     settings, share = model.settings, generator if isinstance(generator, Share) else Share(generator, slice(None), len(x0))
     d0, dT = (x0 != 0).to(x0), (xT != 0).to(xT)
     x0, end = (values.fill(x, populations[:, i], share) if settings.if_expressed else x for i, x in enumerate((x0, xT)))
@@ -560,8 +563,8 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
     t = ((torch.arange(B, device=x0.device)[share.rows] + draw(torch.rand, x0[:, 0], share)) / B)[:, None]
     xt = bridge_sample(x0, end, t, settings.sigma, share)
     dt = mixture_sample(d0, dT, t, settings.kappa, share)
-    condition = Encoded(*(part[which] for part in model.encoder(conditions, model, share.generator)))
-    cell_type = torch.tensor([k for _, k in conditions], device=x0.device)[which]
+    condition = Encoded(*(F.embedding(which, part) for part in model.encoder(conditions, model, share.generator)))
+    cell_type = put(x0.device, [k for _, k in conditions])[which]
     label = model.label(cell_type, share)
     level = model.predict_level(t, xt, dt, cell_type, label, condition)
     logit = model.predict_logit(t, xt, dt, cell_type, label, condition)
@@ -575,8 +578,7 @@ def joint_loss(model, x0, xT, conditions, which, populations, values=None, gener
 def sample(model, x0, condition, values=None, generator=None, steps=None, trace=None):
     """Predicted cells from control cells x0 (B, N) of the condition's type: Eq. 16 to 18.
     Returns (B, N) predicted expression x_T * d_T, and x_T itself, the level if expressed; both >= 0, as the released code's.
-    values: the controls' if-expressed values, one population per cell type of the model. trace: a list that gets each step's (x_t, d_t).
-    """
+    values: the controls' if-expressed values, one population per cell type of the model. trace: a list that gets each step's (x_t, d_t)."""
     settings, steps = model.settings, steps or model.settings.steps
     model.eval()
     B, k = len(x0), condition[1]

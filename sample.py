@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import data
 import files
-from departures import ActiveValues, Departures, Settings, propagate, sample
+from departures import ActiveValues, Departures, Settings, propagate, put, sample
 from figures import draw_paths
 
 FORMAT = 4                                                                  # of the checkpoint; raise it when that changes
@@ -139,8 +139,8 @@ class Cells:
 
     def __call__(self, rows):
         if not self.resident:
-            return torch.from_numpy(self.X[rows].toarray()).to(self.device)
-        total, rows = int(self.lengths[rows].sum()), torch.from_numpy(rows).to(self.device)                  # known here: no waiting
+            return put(self.device, self.X[rows].toarray())
+        total, rows = int(self.lengths[rows].sum()), put(self.device, rows)                                   # known here: no waiting
         count = self.count[rows]
         cell = torch.repeat_interleave(count, output_size=total)
         at = torch.arange(total, device=self.device) + (self.start[rows] - count.cumsum(0) + count)[cell]

@@ -35,7 +35,7 @@ import files
 import sample
 import toy_data
 from baselines import knock_downs, within_covariance
-from departures import ActiveValues, Departures, Settings, Share, coexpression_network, joint_loss, pair, propagate, structural_effects
+from departures import ActiveValues, Departures, Settings, Share, coexpression_network, joint_loss, pair, propagate, put, structural_effects
 from figures import ablation_table, draw_ablation, draw_loss
 
 ABLATIONS = {  # name: what is changed of the default; the paper's Fig. 6, our improvements one by one, pairing, and all of it undone
@@ -146,7 +146,7 @@ def train(model, screen, settings, out, state, device, save):
     groups = list(screen.training_groups())
     values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
     conditions, cells = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups], sample.Cells(screen.X, device)
-    control_of = torch.tensor([groups.index((data.CONTROL, t)) for _, t in groups])
+    control_of = np.array([groups.index((data.CONTROL, t)) for _, t in groups])
     n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups if settings.null_pairs or p != data.CONTROL)
     steps = math.ceil(n / settings.batch)
     state["epochs"] = epochs = settings.epochs or max(5, math.ceil(2500 / steps))
@@ -168,9 +168,8 @@ def train(model, screen, settings, out, state, device, save):
                 optimiser.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
                 share, distinct = Share(generator, slice(RANK, None, PROCESSES), len(b)), np.unique(which[b])
                 b = b[share.rows]
-                populations = torch.stack([control_of[which[b]], torch.as_tensor(which[b])], 1).to(device)
-                parts = joint_loss(model, cells(sources[b]), cells(ends[b]), [conditions[g] for g in distinct],
-                                   torch.as_tensor(np.searchsorted(distinct, which[b]), device=device), populations, values, share)
+                place, populations = (put(cells.device, a) for a in (np.searchsorted(distinct, which[b]), np.stack([control_of[which[b]], which[b]], 1)))
+                parts = joint_loss(model, cells(sources[b]), cells(ends[b]), [conditions[g] for g in distinct], place, populations, values, share)
                 losses += step(optimiser, torch.stack(parts) * (len(b) / share.total)) / len(batches)
                 progress.update()
                 if files.STOPPED:

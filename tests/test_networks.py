@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from departures import (Departures, Encoded, Settings, coexpression_network, fit_structural_equations, propagate,
+from departures import (ActiveValues, Departures, Encoded, Settings, coexpression_network, fit_structural_equations, joint_loss, propagate,
                         structural_effects)
 
 N = 6
@@ -32,6 +33,7 @@ def test_untrained_predictors_are_the_one_gene_answers():
     mean = 0.6 * start + 0.4 * end
     assert torch.allclose(model.predict_level(t, mean, d, k, k, condition), end, atol=1e-5)
     assert torch.allclose(model.predict_level(t, x, d, k, k, condition) - end, model.gate(t) * (x - mean), atol=1e-5)
+    torch.nn.init.normal_(model.x_trunk.out[2].weight)                     # whatever is learnt, at T nothing is left to be predicted
     assert torch.allclose(model.predict_level(torch.ones(4, 1), x, d, k, k, condition), x, atol=1e-5)
     expected = torch.logit(model.control_fraction[1]) + condition.logit + model.evidence(t, d, k)
     assert condition.logit.abs().max() > 0.1 and torch.allclose(model.predict_logit(t, x, d, k, k, condition), expected, atol=1e-5)
@@ -71,20 +73,20 @@ def test_target_dropout_hides_the_memory_in_training_only():
     assert torch.allclose(model.train().encoder(condition, model).z, model.encoder.target.weight[-1:])
 
 
-def test_the_prior_weighs_what_cell_types_share_and_nothing_else():
+def test_the_prior_weighs_every_shift_that_the_memory_makes():
     """Minus log of a Cauchy density, against SciPy's: per cell, Eq. 14's share of the logit and Eq. 9's of the level."""
     model = model_for(Settings(target_dropout=0.0, type_dropout=0.0, prior=0.2))
     model.encoder.cells.fill_(50.0)
     model.level_scale[:] = torch.linspace(0.5, 2.0, N)
     model.control_fraction[:] = torch.rand(2, N, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        model.encoder.pair.weight.zero_()                                  # both types alike, so that only the flag sets them apart
+        model.encoder.pair.weight.zero_()                                  # both types alike
     conditions = [model.condition([("g0", 1.0)], "b"), model.condition([("g0", 1.0)], "a"), ((), 1)]
     level, logit, _, prior = model.encoder(conditions, model)
     scale = model.level_scale.numpy()
     unlikely = [stats.cauchy.logpdf(0) - stats.cauchy.logpdf(part[0].detach().numpy() / 0.2) for part in (level / model.level_scale, logit)]
     variances = 2 * scale ** 2 / model.control_fraction.mean().item()
-    assert prior.flatten().tolist() == pytest.approx([(variances * unlikely[0] + unlikely[1]).mean() / 50, 0, 0], rel=1e-4)
+    assert prior.flatten().tolist() == pytest.approx([*2 * [(variances * unlikely[0] + unlikely[1]).mean() / 50], 0], rel=1e-4)
     alone = model_for(Settings(discrete=False, if_expressed=False, target_dropout=0.0, prior=0.2))                        # Eq. 9 counts all genes then
     alone.encoder.cells.fill_(50.0)
     level, _, _, prior = alone.encoder(conditions[:1], alone)
@@ -219,3 +221,31 @@ def test_if_expressed_levels_of_silent_genes_are_hidden_from_the_network():
     moved = x.clone()
     moved[0, 0] = 3.0
     assert not torch.equal(predict(x)[[2, 3, 4, 5]], predict(moved)[[2, 3, 4, 5]])
+
+
+def test_bfloat16_rounds_the_trunks_and_nothing_else():
+    """The same weights: outputs within bfloat16's rounding of float32's, but not the same; types and the encoder's answer unchanged."""
+    outputs = []
+    for bfloat16 in (False, True):
+        model = model_for(Settings(bfloat16=bfloat16))
+        torch.nn.init.normal_(model.d_trunk.out[2].weight, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(8, N, generator=torch.Generator().manual_seed(1))
+        k = torch.zeros(8, dtype=torch.long)
+        condition = Encoded(*(p.expand(8, -1) for p in model.encoder([model.condition([("g0", 1.0)], "a")], model)))
+        outputs.append((model.predict_logit(torch.full((8, 1), 0.5), x, (x > 0.5).float(), k, k, condition), condition.logit))
+    (full, encoded), (rounded, same) = outputs
+    assert rounded.dtype == torch.float32 and torch.equal(encoded, same)
+    assert 1e-5 < (full - rounded).abs().max() < 0.05 * full.abs().max()
+
+
+def test_a_training_step_never_waits_for_a_number_from_the_device():
+    """With tensors that have shapes and no values, anything that reads one (item, bool, a mask's size) raises: a GPU would be waited for."""
+    model = model_for()
+    conditions = [model.condition([("g0", 1.0)], "a"), ((), 1)]
+    values = ActiveValues(np.zeros((2, N), int), np.ones((2, N), int), np.ones(1, np.float32))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x0, xT, which = (mode.from_tensor(a) for a in (torch.rand(6, N), torch.rand(6, N), torch.arange(6) % 2))
+        losses = joint_loss(model.train(), x0, xT, conditions, which, torch.stack([which, which], 1), values)
+        sum(losses).backward()
+        with pytest.raises(DataDependentOutputException):
+            losses[0].item()
