@@ -44,7 +44,7 @@ class Settings:
     epsilon: str = option("0.05", "entropic regularisation: a fraction of the mean cost, of the largest ('0.1max'), or 'bridge'")
     pairing_batch: int = option(64, "largest number of cells in one transport plan (paper: those of a batch)", least=1)
     # the five improvements on the paper; --paper switches them all off
-    skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left")
+    skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left, which for levels falls as T - t")
     if_expressed: bool = option(True, "bridge the level of a gene if it is expressed; fill silent genes with draws")
     null_pairs: bool = option(True, "also train on control-control pairs, under no perturbation")
     label_dropout: float = option(0.3, "probability of hiding the cell type's label in training", least=0, most=1)
@@ -62,7 +62,7 @@ class Settings:
     width: int = option(256, "hidden units of x_theta and d_theta", least=1)
     embedding: int = option(64, "length of a target's learned embedding", least=1)
     epochs: int = option(0, "passes over the training cells; 0: as many as make 2,500 steps, at least 5", least=0)
-    bfloat16: bool = option(False, "the trunks' matrix products in bfloat16, the rest in float32")
+    bfloat16: bool = option(False, "the trunks in bfloat16 (autocast: weights stay float32), in training and sampling")
     batch: int = option(64, "pairs in a batch (paper 64 and 256)", least=1)
     learning_rate: float = option(2e-3, "of AdamW (paper 1e-3), falling to 0 along a half cosine", least=1e-9)
     seed: int = option(0, "of everything random: the split, the pairs, the training, the samples", least=0, most=2 ** 31 - 1)
@@ -97,7 +97,7 @@ def draw(kind, like, generator=None):
 def put(device, values, dtype=None):
     """A tensor on a device of what the host knows. A GPU fetches it from page-locked memory when it gets there: nobody waits."""
     tensor = torch.as_tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 # ================================================================================================ 1  Brownian bridge
@@ -354,7 +354,7 @@ class PerturbationEncoder(nn.Module):
     from there on but for a drug's dose, so that the effects of several targets add. In training it gives way, with probability
     `target_dropout`, to what a target never seen has: a linear map of its structure (drugs) or an `unknown` target's embedding, later
     `expected` (not zero, which is "no perturbation"). The part for the cell type drops out (`type_dropout`), so that the rest holds in a
-    type where the target was never seen. What it says of genes has a Cauchy prior: else it would repeat the sampling noise of few cells."""
+    type where the target was never seen. For genes the whole memory has a Cauchy prior: else it would repeat the sampling noise of few cells."""
 
     def __init__(self, settings, n_genes, n_targets, n_types, channels, dosed, structure):
         super().__init__()
@@ -366,12 +366,12 @@ class PerturbationEncoder(nn.Module):
         self.register_buffer("structure", torch.zeros(n_targets, structure))              # a drug's; rows of zeros: not known
         self.register_buffer("usual_dose", torch.zeros(()))                               # log10
         self.memory = nn.Linear(k, 2 * n_genes, bias=False)
-        self.gain = nn.Sequential(nn.Linear(3 + 2 * channels, 8), nn.SiLU(), nn.Linear(8, 2 * channels))
-        for weights, std in ((self.target.weight, 0.3), (self.pair.weight, 0.3), (self.gain[2].weight, 0.02)):
+        self.gain = nn.ModuleList([nn.Linear(3 + 2 * channels, 8), nn.Linear(8, 2 * channels)])
+        for weights, std in ((self.target.weight, 0.3), (self.pair.weight, 0.3), (self.gain[1].weight, 0.02)):
             nn.init.normal_(weights, std=std)
         for weights in (self.memory.weight, self.hill.weight, self.hill.bias):
             nn.init.zeros_(weights)
-        nn.init.constant_(self.gain[2].bias, 0.4)
+        nn.init.constant_(self.gain[1].bias, 0.4)
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
         self.register_buffer("seen_pair", torch.zeros(n_targets, n_types, dtype=torch.bool))
         self.register_buffer("effects", torch.zeros(channels, n_targets, n_genes))
@@ -412,8 +412,8 @@ class PerturbationEncoder(nn.Module):
         effect = torch.zeros(len(effect), C, effect.shape[2], device=device).index_add(1, c, effect)
         cell_type = put(device, [k for _, k in conditions])
         gene = torch.stack([model.control_mean[cell_type], model.control_fraction[cell_type], model.level_scale.expand(C, -1)])     # (3, C, N)
-        gain = torch.cat([gene, effect, effect.abs().sqrt()])
-        gain = along_first(self.gain[2], F.silu(along_first(self.gain[0], gain))).unflatten(0, (2, -1))         # (2, channels, C, N)
+        hidden = F.silu(along_first(self.gain[0], torch.cat([gene, effect, effect.abs().sqrt()])))
+        gain = along_first(self.gain[1], hidden).unflatten(0, (2, -1))                              # (2, channels, C, N)
         memory = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1)                               # (2, C, N): of the level, of the log odds
         level, logit = (gain * effect).sum(1) + memory
         # Minus the prior's log per cell of an average condition. Eq. 14 counts a gene's log-likelihood 1/N times, Eq. 9 `weight` (N,) times that.
@@ -477,7 +477,7 @@ class Departures(nn.Module):
         a bottleneck cannot make one. For activation, `evidence` is its counterpart."""
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
-        start, both, end = (1 - t) ** 2, 2 * t * (1 - t), t ** 2                                 # Var x_t = start s0^2 + both c + end sT^2 + noise
+        start, both, end = (1 - t) ** 2, 2 * t * (1 - t), t ** 2                                 # Var x_t = start s0^2 + both (c + sigma^2 / 2) + end sT^2
         variance = torch.cat([start, both, end], 1) @ torch.stack([s0 ** 2, c + self.settings.sigma ** 2 / 2, sT ** 2])
         return torch.cat([1 - t, t], 1) @ torch.stack([c, sT ** 2]) / variance
 

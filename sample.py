@@ -29,7 +29,7 @@ import files
 from departures import ActiveValues, Departures, Settings, propagate, put, sample
 from figures import draw_paths
 
-FORMAT = 4                                                                  # of the checkpoint; raise it when that changes
+FORMAT = 5                                                                  # of the checkpoint; raise it when that changes
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint

@@ -29,9 +29,9 @@ sys.path.insert(0, ROOT)
 
 import data  # noqa: E402  (the path comes first)
 import evaluate  # noqa: E402
-from departures import (ActiveValues, Departures, Settings, fit_structural_equations, joint_loss, pair,  # noqa: E402
+from departures import (ActiveValues, Departures, Settings, fit_structural_equations, joint_loss, pair, put,  # noqa: E402
                         regularisation, sample, transport_cost)
-from sample import active_values  # noqa: E402
+from sample import Cells, active_values  # noqa: E402
 from toy_data import simulate_screen  # noqa: E402
 
 
@@ -159,13 +159,13 @@ def products(model, B, device):
 def networks(N, B, device, bandwidth):
     """Rows of the training step, the optimiser and the sampler; returns the seconds of a step."""
     X, model, values, conditions = random_screen(N, device)
-    optimiser, rng = torch.optim.AdamW(model.parameters(), fused=True), np.random.default_rng(0)
+    optimiser, rng, cells = torch.optim.AdamW(model.parameters(), fused=True), np.random.default_rng(0), Cells(X, device)
 
     def loss():
         rows, which = rng.integers(0, 2000, (2, B)), rng.integers(0, 40, B)
         distinct, place = np.unique(which, return_inverse=True)
-        x0, xT, place, populations = (torch.from_numpy(a).to(device) for a in (*(X[r].toarray() for r in rows), place, np.stack([0 * which, which + 1], 1)))
-        return sum(joint_loss(model, x0, xT, [conditions[c] for c in distinct], place, populations, values))
+        place, populations = (put(cells.device, a) for a in (place, np.stack([0 * which, which + 1], 1)))
+        return sum(joint_loss(model, cells(rows[0]), cells(rows[1]), [conditions[c] for c in distinct], place, populations, values))
 
     def step():
         model.train()
@@ -174,7 +174,7 @@ def networks(N, B, device, bandwidth):
         optimiser.step()
 
     def draw():
-        sample(model, torch.from_numpy(X[:512].toarray()).to(device), conditions[0], values)
+        sample(model, cells(np.arange(512)), conditions[0], values)
 
     flop, _, whole = products(model, B, device)
     took, update = seconds(step, device, 20), seconds(optimiser.step, device, 20)

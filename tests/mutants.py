@@ -129,7 +129,11 @@ MUTANTS = {  # tests that concern them: [(file, old text, new text, why it is wr
         ("departures.py", "device=x0.device)[share.rows] + draw", "device=x0.device)[:len(x0)] + draw", "every process takes the earliest times"),
     ],
     "test_networks.py": [
-        ("departures.py", "residual = (1 - t) * residual + self.gate(t)", "residual = residual + self.gate(t)", "what is learnt does not fall with the time left"),
+        ("departures.py", "residual = (1 - t) * residual + self.gate(t)", "residual = (1 - t).sqrt() * residual + self.gate(t)",
+         "what is learnt falls too slowly: the drift still diverges"),
+        ("departures.py", "memory = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1)", "memory = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1).flip(0)",
+         "levels and log odds exchanged"),
+        ("departures.py", "tensor.pin_memory().to(device, non_blocking=True)", "tensor.to(device)", "the host waits for the GPU"),
         ("departures.py", "model.control_fraction.mean() if discrete", "model.control_fraction.mean().item() if discrete",
          "every step waits for a number from the device"),
         ("departures.py", "enabled=self.bfloat16", "enabled=False", "bfloat16 changes nothing"),

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from departures import (ActiveValues, Departures, Encoded, Settings, coexpression_network, fit_structural_equations, joint_loss, propagate,
+from departures import (ActiveValues, Departures, Encoded, Settings, coexpression_network, fit_structural_equations, joint_loss, propagate, put,
                         structural_effects)
 
 N = 6
@@ -33,7 +33,10 @@ def test_untrained_predictors_are_the_one_gene_answers():
     mean = 0.6 * start + 0.4 * end
     assert torch.allclose(model.predict_level(t, mean, d, k, k, condition), end, atol=1e-5)
     assert torch.allclose(model.predict_level(t, x, d, k, k, condition) - end, model.gate(t) * (x - mean), atol=1e-5)
-    torch.nn.init.normal_(model.x_trunk.out[2].weight)                     # whatever is learnt, at T nothing is left to be predicted
+    learnt = torch.randn(4, N, generator=g)                                # whatever that is, it counts for the time left, and at T for nothing
+    model.x_trunk.forward = lambda *_: learnt
+    expected = end + model.gate(t) * (x - mean) + 0.6 * model.level_scale * learnt
+    assert torch.allclose(model.predict_level(t, x, d, k, k, condition), expected, atol=1e-5)
     assert torch.allclose(model.predict_level(torch.ones(4, 1), x, d, k, k, condition), x, atol=1e-5)
     expected = torch.logit(model.control_fraction[1]) + condition.logit + model.evidence(t, d, k)
     assert condition.logit.abs().max() > 0.1 and torch.allclose(model.predict_logit(t, x, d, k, k, condition), expected, atol=1e-5)
@@ -79,14 +82,12 @@ def test_the_prior_weighs_every_shift_that_the_memory_makes():
     model.encoder.cells.fill_(50.0)
     model.level_scale[:] = torch.linspace(0.5, 2.0, N)
     model.control_fraction[:] = torch.rand(2, N, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        model.encoder.pair.weight.zero_()                                  # both types alike
     conditions = [model.condition([("g0", 1.0)], "b"), model.condition([("g0", 1.0)], "a"), ((), 1)]
-    level, logit, _, prior = model.encoder(conditions, model)
-    scale = model.level_scale.numpy()
-    unlikely = [stats.cauchy.logpdf(0) - stats.cauchy.logpdf(part[0].detach().numpy() / 0.2) for part in (level / model.level_scale, logit)]
-    variances = 2 * scale ** 2 / model.control_fraction.mean().item()
-    assert prior.flatten().tolist() == pytest.approx([*2 * [(variances * unlikely[0] + unlikely[1]).mean() / 50], 0], rel=1e-4)
+    level, logit, _, prior = model.encoder(conditions, model)              # in b, in a (which has a part of its own), under no perturbation
+    unlikely = [stats.cauchy.logpdf(0) - stats.cauchy.logpdf(part.detach().numpy() / 0.2) for part in (level / model.level_scale, logit)]
+    variances = 2 * model.level_scale.numpy() ** 2 / model.control_fraction.mean().item()
+    assert prior.flatten().tolist() == pytest.approx((variances * unlikely[0] + unlikely[1]).mean(1) / 50, rel=1e-4)
+    assert prior[2] == 0 < prior[0] and not torch.equal(level[0], level[1])
     alone = model_for(Settings(discrete=False, if_expressed=False, target_dropout=0.0, prior=0.2))                        # Eq. 9 counts all genes then
     alone.encoder.cells.fill_(50.0)
     level, _, _, prior = alone.encoder(conditions[:1], alone)
@@ -224,24 +225,27 @@ def test_if_expressed_levels_of_silent_genes_are_hidden_from_the_network():
 
 
 def test_bfloat16_rounds_the_trunks_and_nothing_else():
-    """The same weights: outputs within bfloat16's rounding of float32's, but not the same; types and the encoder's answer unchanged."""
-    outputs = []
+    """The same weights: answers equal while the trunks are silent, then within bfloat16's rounding of float32's, but not the same."""
+    silent, loud = [], []
     for bfloat16 in (False, True):
-        model = model_for(Settings(bfloat16=bfloat16))
-        torch.nn.init.normal_(model.d_trunk.out[2].weight, generator=torch.Generator().manual_seed(0))
-        x = torch.rand(8, N, generator=torch.Generator().manual_seed(1))
-        k = torch.zeros(8, dtype=torch.long)
+        model, g = model_for(Settings(bfloat16=bfloat16)), torch.Generator().manual_seed(0)
+        x, k = torch.rand(8, N, generator=g), torch.zeros(8, dtype=torch.long)
         condition = Encoded(*(p.expand(8, -1) for p in model.encoder([model.condition([("g0", 1.0)], "a")], model)))
-        outputs.append((model.predict_logit(torch.full((8, 1), 0.5), x, (x > 0.5).float(), k, k, condition), condition.logit))
-    (full, encoded), (rounded, same) = outputs
-    assert rounded.dtype == torch.float32 and torch.equal(encoded, same)
-    assert 1e-5 < (full - rounded).abs().max() < 0.05 * full.abs().max()
+        answer = lambda: torch.cat([predict(torch.full((8, 1), 0.3), x, (x > 0.5).float(), k, k, condition)            # noqa: E731
+                                    for predict in (model.predict_level, model.predict_logit)])
+        silent.append(answer())
+        for trunk in (model.x_trunk, model.d_trunk):
+            torch.nn.init.normal_(trunk.out[2].weight, generator=g)
+        loud.append(answer())
+    assert torch.equal(*silent) and loud[1].dtype == torch.float32
+    assert all(1e-5 < (a - b).abs().max() < 0.05 * a.abs().max() for a, b in zip(*(part.split(8) for part in loud)))
 
 
-def test_a_training_step_never_waits_for_a_number_from_the_device():
+@pytest.mark.parametrize("options, kind", [({}, "gene"), ({"coupled": True, "bfloat16": True}, "gene"), ({"skip_gate": False}, "drug")])
+def test_a_training_step_never_reads_a_number_from_the_device(options, kind):
     """With tensors that have shapes and no values, anything that reads one (item, bool, a mask's size) raises: a GPU would be waited for."""
-    model = model_for()
-    conditions = [model.condition([("g0", 1.0)], "a"), ((), 1)]
+    model = model_for(Settings(**options), kind=kind)
+    conditions = [model.condition([("g0", 1.0)], "a"), model.condition([("g0", 2.0), ("g1", 1.0)], "a"), ((), 1)]
     values = ActiveValues(np.zeros((2, N), int), np.ones((2, N), int), np.ones(1, np.float32))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x0, xT, which = (mode.from_tensor(a) for a in (torch.rand(6, N), torch.rand(6, N), torch.arange(6) % 2))
@@ -249,3 +253,13 @@ def test_a_training_step_never_waits_for_a_number_from_the_device():
         sum(losses).backward()
         with pytest.raises(DataDependentOutputException):
             losses[0].item()
+
+
+def test_what_the_host_sends_to_a_gpu_is_not_waited_for(monkeypatch):
+    """From page-locked memory and without blocking; to a CPU it is not sent at all."""
+    sent = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: sent.append("locked") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking=False: sent.append((device.type, non_blocking)) or tensor)
+    assert put(torch.device("cuda"), [1, 2]).tolist() == [1, 2] and sent == ["locked", ("cuda", True)]
+    sent.clear()
+    assert put(torch.device("cpu"), [1.0]).tolist() == [1.0] and sent == [("cpu", False)]

@@ -1,5 +1,6 @@
 """Several processes (torchrun, gloo) do what one does."""
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,12 @@ def weights(folder, name):
     return torch.load(folder / name / "model.pt", weights_only=True)["model"]
 
 
+def apart(folder, a, b):
+    """The largest relative difference between the weights of two runs."""
+    a, b = weights(folder, a), weights(folder, b)
+    return max((a[name].float() - b[name].float()).norm() / a[name].float().norm().clamp_min(1e-6) for name in a)
+
+
 def one_line(stderr):
     """The only line that is ours, among torchrun's."""
     line, = (line for line in stderr.splitlines() if line.startswith(("error:", "stopped;")))
@@ -42,9 +49,7 @@ def one_line(stderr):
 def test_two_processes_train_the_model_that_one_trains(folder):
     two = run(folder, TWO, *SETTINGS, "--out", "two")
     assert two.returncode == 0 and two.stdout.count("gap closed") == 1
-    one, two = weights(folder, "one"), weights(folder, "two")
-    moved = {name: (one[name].float() - two[name].float()).norm() / one[name].float().norm().clamp_min(1e-6) for name in one}
-    assert max(moved.values()) < 1e-3, moved
+    assert apart(folder, "one", "two") < 1e-3
     logs = [pd.read_csv(folder / name / "log.csv").drop(columns="seconds") for name in ("one", "two")]
     assert np.allclose(*logs, rtol=1e-4) and os.path.exists(folder / "two/metrics.json")
 
@@ -63,6 +68,21 @@ def test_a_killed_process_ends_the_job_with_a_line_and_what_is_left_can_be_resum
     assert 1 <= reached < 40
     assert run(folder, TWO, "--resume", "killed").returncode == 0
     assert len(pd.read_csv(folder / "killed/log.csv")) == 40
+
+
+def test_a_run_begun_by_one_process_is_ended_by_two_as_by_one(folder):
+    job = subprocess.Popen([sys.executable, f"{ROOT}/train.py", *SETTINGS[:-1], "12", "--out", "begun"], cwd=folder, stderr=subprocess.PIPE,
+                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not os.path.exists(folder / "begun/log.csv"):
+        time.sleep(0.05)
+        assert job.poll() is None
+    job.terminate()
+    job.communicate(timeout=120)
+    assert torch.load(folder / "begun/model.pt", weights_only=True)["epoch"] < 12
+    shutil.copytree(folder / "begun", folder / "again")
+    assert run(folder, [sys.executable, f"{ROOT}/train.py"], "--resume", "again").returncode == 0
+    assert run(folder, TWO, "--resume", "begun").returncode == 0
+    assert 0 < apart(folder, "again", "begun") < 1e-2
 
 
 def test_bad_input_is_one_line_of_the_first_process(folder):
