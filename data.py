@@ -142,7 +142,7 @@ def log1p_csr(X, path, counts=True):
     low, high = (X.data.min(), X.data.max()) if X.nnz else (0, 0)
     wrong = ("NaN or infinite values; remove or repair those cells" if not np.isfinite([low, high]).all() else
              "negative values (scaled data?); give counts or log1p, or name a --layer" if low < 0 else
-             "nothing but zeros; name the --layer that holds the expression" if X.nnz == 0 else None)
+             "no cells" if not X.shape[0] else "nothing but zeros; name the --layer that holds the expression" if X.nnz == 0 else None)
     counts = counts and all((part == np.round(part)).all() for part in np.array_split(X.data, 1 + X.nnz // 2 ** 24))
     if wrong or not counts and high > 20:                                  # log1p of a million is 13.8
         raise InputError(f"{path}: X holds {wrong or 'values above 20, neither counts nor log1p; log them, or name a --layer'}")
@@ -266,7 +266,7 @@ def fingerprints(smiles, found, path=""):
 def split(screen, test=(), fraction=0.3, seed=0, column=None):
     """Hold out conditions, in place: `test` if given, else those whose every cell the file's `column` (or `split`, if it has one) marks
     test or ood, else the paper's random split. Controls always train. Genes: `fraction` of the perturbed genes that are measured, with
-    their combinations; where none is measured, combinations of genes seen alone. Drugs: each (drug, dose, cell type) with probability
+    their combinations; where that is none, combinations of genes seen alone. Drugs: each (drug, dose, cell type) with probability
     `fraction`, but never all of a drug."""
     if column and column not in screen.obs:
         raise InputError(f"{screen.source}: no column '{column}'; the columns are {some(screen.obs.columns, 30)}")
@@ -289,7 +289,7 @@ def split(screen, test=(), fraction=0.3, seed=0, column=None):
         measured = sorted(set().union(*genes_of.values()) & set(screen.genes))
         chosen = set(rng.permutation(measured)[:round(fraction * len(measured))])
         held = {p for p in genes_of if genes_of[p] & chosen}
-        if not measured and fraction > 0:
+        if not chosen and fraction > 0:
             pairs = sorted(p for p in genes_of if len(genes_of[p]) > 1 and genes_of[p] <= set(genes_of))
             held = set(rng.permutation(pairs)[:max(1, round(fraction * len(pairs)))])
         screen.held_out = {key for key in conditions if key[0] in held}

@@ -258,7 +258,7 @@ def check_predictable(model, screen, conditions):
         try:
             model.condition(data.targets_of(p, model.kind), str(t))
         except ValueError as e:
-            mend = "train with --also GENE if it is measured, or with --grn EDGES.csv" if model.kind == "gene" else "train with --drug-embedding"
+            mend = "train with --also GENE if it is measured, or in your --grn EDGES.csv" if model.kind == "gene" else "train with --drug-embedding"
             raise data.InputError(f"{screen.source}: {p}@{t}: {e}; leave it out, or {mend}") from e
 
 

@@ -51,12 +51,12 @@ RANK, PROCESSES = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if 
 # ------------------------------------------------------------------------------------------------ from screen to model
 
 def build(screen, settings, device, also=()):
-    """An untrained Departures that knows the screen's control populations and its gene network. also: measured genes that nobody perturbed
-    but that somebody will ask for; they become nodes of the network."""
-    for gene in also:
-        if gene not in screen.genes:
-            raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}")
+    """An untrained Departures that knows the screen's control populations and its gene network. also: genes, measured or in the user's edges, that
+    nobody perturbed but that somebody will ask for; they become nodes of the network."""
     edges = None if settings.grn in ("structural", "coexpression", "none") else sample.read_edges(settings.grn)
+    for gene in also:
+        if gene not in screen.genes and (edges is None or gene not in set(edges["source"])):
+            raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}, nor a source in a --grn network")
     if settings.drug_embedding and screen.kind == "gene":
         raise data.InputError(f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; leave it out")
     structure = data.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
@@ -219,7 +219,7 @@ def parse():
     add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
     add("--ablate", nargs="?", type=int, const=3, metavar="SEEDS", help="train and score variants of the method over so many seeds (3)")
     add("--paper", action="store_true", help="the paper's literal method: the five improvements and the prior off, its network, pairing and rate")
-    add("--also", action="append", default=[], help="a measured gene that nobody perturbed, to be predicted later")
+    add("--also", action="append", default=[], help="a gene, measured or in the --grn network, that nobody perturbed, to be predicted later")
     for name, text in data.COLUMNS.items():
         add("--" + name.replace("_", "-"), help=text)
     for f in fields(Settings):
@@ -243,7 +243,7 @@ def new_run(args, device):
     out = args.out or next(n for n in names if not os.path.exists(n))
     if os.path.isfile(out) or os.path.exists(f"{out}/model.pt"):
         raise data.InputError(f"{out}: " + ("is a file; --out names a folder" if os.path.isfile(out) else f"holds a run already; give another --out, or --resume {out}"))
-    sample.check_folder(out)
+    sample.check_folder(f"{out}/model.pt")
     path = os.path.abspath(args.data or f"{out}/screen.h5ad")              # so that the run can be used from any folder
     reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
                "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}

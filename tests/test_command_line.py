@@ -172,20 +172,20 @@ def test_paper_switches_all_five_off_and_one_on_again(folder):
 
 
 def test_a_users_network_reaches_genes_outside_the_panel(folder):
-    """An unmeasured, unseen target is refused without edges and predicted with them; --also adds a measured one."""
+    """An unmeasured, unseen target is refused without edges and predicted with them; --also adds a measured one, or one of the edges."""
     adata = anndata.read_h5ad(folder / "tiny.h5ad")
     targets = [c for c in adata.obs["condition"].cat.categories if c != "ctrl"]
     unmeasured = targets[0].split("+")[0]
     adata[:, (adata.var["gene_name"] != unmeasured).to_numpy()].write_h5ad(folder / "without.h5ad")
     genes = adata.var["gene_name"].tolist()
     spare = next(g for g in genes if g not in {t.split("+")[0] for t in targets})
-    (folder / "edges.csv").write_text(f"source,target,weight\n{unmeasured},NOT_MEASURED,1\nNOT_MEASURED,{spare},0.5\n")
+    (folder / "edges.csv").write_text(f"source,target,weight\n{unmeasured},NOT_MEASURED,1\nNOT_MEASURED,{spare},0.5\nUPSTREAM,{spare},1\n")
     common = ["--data", "without.h5ad", "--test", unmeasured, *TINY]
     refused = run("train.py", *common, "--out", "refused", cwd=folder)
     assert refused.returncode == 2 and f"cannot predict '{unmeasured}'" in refused.stderr
-    done("train.py", *common, "--out", "edges", "--grn", "edges.csv", "--also", spare, cwd=folder)
-    done("sample.py", "edges", "--condition", spare, "--cells", 5, "--out", "spare.h5ad", cwd=folder)
-    assert len(anndata.read_h5ad(folder / "spare.h5ad")) == 10
+    done("train.py", *common, "--out", "edges", "--grn", "edges.csv", "--also", spare, "--also", "UPSTREAM", cwd=folder)
+    done("sample.py", "edges", "--condition", spare, "--condition", "UPSTREAM", "--cells", 5, "--out", "spare.h5ad", cwd=folder)
+    assert len(anndata.read_h5ad(folder / "spare.h5ad")) == 20
 
 
 def test_toy_data_writes_a_screen_and_refuses_where_it_cannot(tmp_path):

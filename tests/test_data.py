@@ -85,6 +85,9 @@ def test_split_holds_a_gene_out_with_its_combinations(tmp_path):
         single = {p for p in held if "+" not in p}
         assert len(single) == 1 and ("BAK1+KLF1" in held) == bool(single & {"BAK1", "KLF1"})
         assert not any(p == "control" for p, _ in screen.held_out)
+    screen = screen_of_genes(tmp_path)
+    data.split(screen, fraction=0.1)                                       # a tenth of four genes is none: a pair of genes seen alone
+    assert {p for p, _ in screen.held_out} == {"BAK1+KLF1"}
 
 
 def test_training_never_sees_a_held_out_cell(tmp_path):
