@@ -270,12 +270,13 @@ def draw_means(path, screen, rows, predicted, fractions=False):
 
 
 def draw_gap(path, rows, summary):
-    """Gap closed (E-distance, all genes): each method's, sorted, and in every condition, best predicted on top."""
+    """Gap closed (E-distance, all genes): each method's, sorted, and in each condition, cut where the controls hardly leave the floor a share."""
     gap = {name: scores["E-distance"]["all"]["gap_closed"] for name, scores in summary.items() if name not in ("control", "floor")}
     order = sorted(gap, key=gap.get)
-    rows = rows[:40]
+    conditions, rows = len(rows), rows[:40]
     values = np.array([[(s["control"] - s.get(name, np.nan)) / (s["control"] - s["floor"]) if s["control"] > s["floor"] else np.nan for name in order]
                        for s in ({m: v["E-distance"]["all"] for m, v in r["scores"].items()} for r in rows)])
+    cut, values = np.nanmin(values, initial=0) < -1.5 or np.nanmax(values, initial=1) > 2, values.clip(-1.5, 2)
     at = np.argsort(np.nan_to_num(values[:, order.index("model")], nan=-9))
     figure, panels = plt.subplots(1, 2, figsize=(10, max(3.2, 0.6 + 0.19 * len(rows))), layout="constrained", width_ratios=(1, 1.6))
     colour = {name: CONDITIONS[i % 6] if name != "model" else PREDICTED for i, name in enumerate(sorted(set(order) - {"model"}))} | {"model": PREDICTED}
@@ -287,9 +288,8 @@ def draw_gap(path, rows, summary):
     for name, marker in zip([name for name in order if name != "model"], "osD^vPX"):
         panels[1].plot(values[at, order.index(name)], range(len(rows)), marker, color=colour[name], markersize=4.5, label=name)
     panels[1].set_yticks(range(len(rows)), [rows[i]["condition"] for i in at], fontsize=7)
-    panels[1].set_title("each condition", loc="left")
-    low = np.nanmin(values, initial=0)
-    panels[1].set_xlim(max(low, -1.5) - 0.05, max(1.1, np.nanmax(values, initial=1) + 0.05))
+    panels[1].set_title(("each condition" if conditions == len(rows) else f"{len(rows)} of {conditions} conditions") + ", cut at -1.5 and 2" * bool(cut), loc="left")
+    panels[1].set_xlim(np.nanmin(values, initial=0) - 0.05, max(1.1, np.nanmax(values, initial=1) + 0.05))
     for panel in panels:
         panel.axvline(1, color="black", linewidth=0.8, linestyle=(0, (2, 2)))
         panel.axvline(0, color="black", linewidth=0.8)
