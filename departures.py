@@ -44,7 +44,7 @@ class Settings:
     epsilon: str = option("0.05", "entropic regularisation: a fraction of the mean cost, of the largest ('0.1max'), or 'bridge'")
     pairing_batch: int = option(64, "largest number of cells in one transport plan (paper: those of a batch)", least=1)
     # the five improvements on the paper; --paper switches them all off
-    skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn what is left, which for levels falls as T - t")
+    skip_gate: bool = option(True, "endpoint predictors carry the exact one-gene answer and learn the rest, which for levels is taken T - t times")
     if_expressed: bool = option(True, "bridge the level of a gene if it is expressed; fill silent genes with draws")
     null_pairs: bool = option(True, "also train on control-control pairs, under no perturbation")
     label_dropout: float = option(0.3, "probability of hiding the cell type's label in training", least=0, most=1)
@@ -477,7 +477,7 @@ class Departures(nn.Module):
         a bottleneck cannot make one. For activation, `evidence` is its counterpart."""
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
-        start, both, end = (1 - t) ** 2, 2 * t * (1 - t), t ** 2                                 # Var x_t = start s0^2 + both (c + sigma^2 / 2) + end sT^2
+        start, both, end = (1 - t) ** 2, 2 * t * (1 - t), t ** 2           # what s0^2, c + sigma^2 / 2 and sT^2 weigh in the variance of x_t
         variance = torch.cat([start, both, end], 1) @ torch.stack([s0 ** 2, c + self.settings.sigma ** 2 / 2, sT ** 2])
         return torch.cat([1 - t, t], 1) @ torch.stack([c, sT ** 2]) / variance
 

@@ -183,6 +183,7 @@ def test_a_users_network_reaches_genes_outside_the_panel(folder):
     common = ["--data", "without.h5ad", "--test", unmeasured, *TINY]
     refused = run("train.py", *common, "--out", "refused", cwd=folder)
     assert refused.returncode == 2 and f"cannot predict '{unmeasured}'" in refused.stderr
+    (folder / "edges").mkdir()                                             # a folder that holds no run may be named
     done("train.py", *common, "--out", "edges", "--grn", "edges.csv", "--also", spare, "--also", "UPSTREAM", cwd=folder)
     done("sample.py", "edges", "--condition", spare, "--condition", "UPSTREAM", "--cells", 5, "--out", "spare.h5ad", cwd=folder)
     assert len(anndata.read_h5ad(folder / "spare.h5ad")) == 20

@@ -77,6 +77,11 @@ def screen_of_genes(tmp_path):
     return data.read_screen(write(tmp_path, {"condition": labels}, counts=False))
 
 
+def test_a_matrix_without_cells_is_called_that():
+    with pytest.raises(data.InputError, match="f.h5ad: X holds no cells"):
+        data.log1p_csr(sparse.csr_matrix((0, 3), dtype=np.float32), "f.h5ad")
+
+
 def test_split_holds_a_gene_out_with_its_combinations(tmp_path):
     for seed in range(5):
         screen = screen_of_genes(tmp_path)

@@ -256,7 +256,7 @@ def test_a_training_step_never_reads_a_number_from_the_device(options, kind):
 
 
 def test_what_the_host_sends_to_a_gpu_is_not_waited_for(monkeypatch):
-    """From page-locked memory and without blocking; to a CPU it is not sent at all."""
+    """From page-locked memory and without blocking; to a CPU neither is needed."""
     sent = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: sent.append("locked") or tensor)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking=False: sent.append((device.type, non_blocking)) or tensor)
