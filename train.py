@@ -2,395 +2,852 @@
 
     python train.py                                      simulates a screen first
     python train.py --data f.h5ad --test 'KLF1+TGFBR2@k562' --out runs/x
+    python train.py --data f.h5ad --paper                the paper's method, no addition
     python train.py --resume runs/x                      continues after the last complete epoch
-    torchrun --nproc-per-node 2 train.py …               the same run, to rounding, shared by two processes
+    torchrun --nproc-per-node 2 train.py …               the same run, shared by two processes
 
-A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad, metrics.json, figures/.
-In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch, and prior what is added to them; plans counts the
-transport plans, unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information their
-mean distance from uniform, 0 to 1; seconds is the epoch's time.
+A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
+metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean
+over the epoch, and prior what is added to them; plans counts the transport plans, unconverged those
+whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information
+is their mean distance from uniform, 0 to 1; seconds is the epoch's time.
 """
+
 import argparse
 import atexit
+import io
 import itertools
-import json
 import math
 import os
-import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import timedelta
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from tqdm import tqdm
 
-import data
 import evaluate
-import files
 import sample
+import screens
 import toy_data
-from baselines import knock_downs, within_covariance
-from departures import ActiveValues, Departures, Settings, Share, coexpression_network, joint_loss, pair, propagate, put, structural_effects
-from figures import ablation_table, draw_ablation, draw_loss
+from departures import (
+    ActiveValues,
+    ImprovedSettings,
+    Noise,
+    Settings,
+    coexpression_network,
+    model_class,
+    null_pair_halves,
+    pair,
+    propagate,
+    structural_effects,
+)
+from report.training import draw_loss
+from screens import CONTROL, InputError
 
-ABLATIONS = {  # name: what is changed of the default; the paper's Fig. 6, our improvements one by one, pairing, and all of it undone
-    "default": "", "without discrete": "--no-discrete --no-if-expressed", "random pairing": "--pairing random", "OT cosine": "--cost cosine",
-    "OT Euclidean": "--cost euclidean", "without skip gate": "--no-skip-gate", "without if-expressed": "--no-if-expressed",
-    "without null pairs": "--no-null-pairs", "without label dropout": "--label-dropout 0", "Euler-Maruyama": "--no-exact-step",
-    "without prior": "--prior 0", "co-expression network": "--grn coexpression", "exact pairing": "--pairing exact",
-    "plans of 16": "--pairing-batch 16", "plans of 512": "--pairing-batch 512", "coupled": "--coupled", "the paper's": "--paper"}
-LOG = ("epoch", "endpoint_loss", "activation_loss", "prior", "plans", "unconverged", "marginal_error", "plan_information", "seconds")
-RANK, PROCESSES = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if dist.is_torchelastic_launched() else (0, 1)    # torchrun's
+LOG = (
+    "epoch", "endpoint_loss", "activation_loss", "prior", "plans", "unconverged",
+    "marginal_error", "plan_information", "seconds",
+)  # fmt: skip
+
+# Of the processes that torchrun started; one, without it.
+RANK = int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+PROCESSES = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
-# ------------------------------------------------------------------------------------------------ from screen to model
+# ---- From a screen to an untrained model ---------------------------------------------------------
+
 
 def build(screen, settings, device, also=()):
-    """An untrained Departures that knows the screen's control populations and its gene network. also: genes, measured or in the user's edges, that
-    nobody perturbed but that somebody will ask for; they become nodes of the network."""
-    edges = None if settings.grn in ("structural", "coexpression", "none") else sample.read_edges(settings.grn)
-    for gene in also:
-        if gene not in screen.genes and (edges is None or gene not in set(edges["source"])):
-            raise data.InputError(f"--also {gene}: not among the {len(screen.genes):,} genes kept from {screen.source}, nor a source in a --grn network")
+    """An untrained Departures that knows the screen's gene network and its controls.
+
+    also: genes that nobody perturbed, measured or in the user's network, to be asked for later.
+    """
+    edges = None
+    if settings.grn not in ("structural", "coexpression", "none"):
+        edges = screens.read_edges(settings.grn)
+    check_also(also, screen, edges)
     if settings.drug_embedding and screen.kind == "gene":
-        raise data.InputError(f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; leave it out")
-    structure = data.structures(screen, settings.drug_embedding) if screen.kind == "drug" else {}
-    targets = {target for p, _ in screen.groups for target, _ in data.targets_of(p, screen.kind)} | set(also) | set(structure)
+        raise InputError(
+            f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; "
+            "leave it out"
+        )
+    structure = {}
+    if screen.kind == "drug":
+        structure = screens.structures(screen, settings.drug_embedding)
+    targets = {target for target, _ in targets_in(screen, screen.groups)}
+    targets |= set(also) | set(structure)
+    names = screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types))
+    sizes = {"structure": len(next(iter(structure.values()), [0]))}
+    if settings.shifts:
+        sizes["networks"] = 1 if edges is None else 2
     torch.manual_seed(settings.seed)
-    model = Departures(settings, screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types)),
-                       screen.kind, 1 + (edges is not None), len(next(iter(structure.values()), [0])))
+    model = model_class(settings)(settings, *names, screen.kind, **sizes)
     for drug, vector in structure.items():
         model.encoder.structure[model.targets.index(drug)] = torch.as_tensor(vector)
-    groups = screen.training_groups()
-    _, level, _, variance = sample.population_statistics(screen.X, np.concatenate(list(groups.values())))
-    for t in model.cell_types:
-        sample.describe_cell_type(model, t, screen.X, screen.controls(t), level)
-    scale = torch.as_tensor(np.sqrt(variance).clip(0.05))
-    model.level_scale.copy_(scale)
-    model.log_scale.data.copy_(scale.log().expand(2, -1))
-    for p, t in groups:
-        for target, _ in data.targets_of(p, screen.kind):
-            i = model.targets.index(target)
-            model.encoder.seen[i] = model.encoder.seen_pair[i, model.cell_types.index(t)] = True
+    for target, _ in targets_in(screen, screen.training_groups()):
+        model.encoder.seen[model.targets.index(target)] = True
+    if settings.shifts:
+        describe_screen(model, screen)
     model.to(device)
-    model.encoder.cells.fill_(float(np.mean([len(rows) for (p, _), rows in groups.items() if p != data.CONTROL] or [math.inf])))
-    doses = [dose for p, _ in groups for _, dose in data.targets_of(p, screen.kind)]
-    model.encoder.usual_dose.fill_(float(np.median(np.log10(np.maximum(doses, 1e-12)))))
-    if screen.kind == "gene" and settings.grn != "none":
-        model.encoder.effects[0] = network_effects(model, screen, settings)
-    if edges is not None:
-        model.encoder.effects[1] = sample.edge_effects(model, edges)
+    if screen.kind == "gene":
+        add_networks(model, screen, edges)
     return model
 
 
-def network_effects(model, screen, settings):
-    """What the cells say each target does to every gene, (P, N): section 5 of departures.py. Zero for targets not measured."""
-    groups, device = screen.training_groups(), model.gene_scale.device
-    effects = torch.zeros_like(model.encoder.effects[0])
-    measured = torch.nonzero(model.target_gene >= 0).squeeze(1)
-    S, cells = within_covariance(screen, groups.values())
-    sd = np.sqrt(np.diag(S)).clip(1e-3)
+def targets_in(screen, groups):
+    """(target, dose) of every condition among the groups, one after the other."""
+    return [
+        target
+        for perturbation, _ in groups
+        for target in screens.targets_of(perturbation, screen.kind)
+    ]
+
+
+def check_also(also, screen, edges):
+    """Refuse a gene of --also that neither the screen nor the user's network knows."""
+    sources = set() if edges is None else set(edges["source"])
+    for gene in also:
+        if gene not in screen.genes and gene not in sources:
+            raise InputError(
+                f"--also {gene}: not among the {len(screen.genes):,} genes kept from "
+                f"{screen.source}, nor a source in a --grn network"
+            )
+
+
+def describe_screen(model, screen):
+    """Tell a model with --shifts what the training cells and the controls are like."""
+    groups = screen.training_groups()
+    rows = np.concatenate(list(groups.values()))
+    _, level, _, variance = screens.population_statistics(screen.X, rows)
+    for cell_type in model.cell_types:
+        described = screens.control_statistics(screen, cell_type, level)
+        model.describe_cell_type(cell_type, *described)
+    scale = torch.as_tensor(np.sqrt(variance).clip(0.05))
+    model.level_scale.copy_(scale)
+    if model.settings.skip_gate:
+        model.log_scale.data.copy_(scale.log().expand(2, -1))
+    for perturbation, cell_type in groups:
+        k = model.cell_types.index(cell_type)
+        for target, _ in screens.targets_of(perturbation, screen.kind):
+            model.encoder.seen_in_type[model.targets.index(target), k] = True
+    sizes = [len(group) for (p, _), group in groups.items() if p != CONTROL]
+    model.encoder.cells.fill_(float(np.mean(sizes or [math.inf])))
+    doses = [dose for _, dose in targets_in(screen, groups)]
+    log_doses = np.log10(np.maximum(doses, 1e-12)) if doses else np.zeros(1)
+    model.encoder.usual_dose.fill_(float(np.median(log_doses)))
+
+
+def add_networks(model, screen, edges):
+    """Put what the gene networks say of every target into the model's encoder."""
+    settings = model.settings
+    if not settings.shifts:  # Part I has one network
+        if edges is not None:
+            model.encoder.response.copy_(edge_effects(model, edges))
+        elif settings.grn != "none":
+            model.encoder.response.copy_(coexpression_effects(model, screen))
+        return
+    within, cells = screens.within_covariance(screen, screen.training_groups().values())
+    sd = np.sqrt(np.diag(within)).clip(1e-3)
     model.gene_scale.copy_(torch.as_tensor(sd))
-    if not len(measured):
-        return effects
     if settings.grn == "coexpression":
-        S = torch.as_tensor(within_covariance(screen, map(screen.controls, screen.cell_types))[0], dtype=torch.float32, device=device)
-        effects[measured] = propagate(coexpression_network(S), model.target_gene[measured])
-        return effects
-    R, *evidence = (torch.as_tensor(a, dtype=torch.float32, device=device) for a in (
-        S / sd[:, None] / sd, *knock_downs(screen, [model.targets[i] for i in measured.tolist()], sd)))
-    effects[measured] = structural_effects(
-        R, cells, model.target_gene[measured], *evidence, seed=settings.seed, hubs=settings.grn_hubs, factors=settings.grn_factors,
-        sparsity=settings.grn_sparsity, progress=partial(tqdm, desc="gene network", leave=False))
+        model.encoder.effects[0] = coexpression_effects(model, screen)
+    elif settings.grn != "none":
+        model.encoder.effects[0] = fitted_effects(model, screen, within, cells, sd)
+    if edges is not None:
+        model.encoder.effects[1] = edge_effects(model, edges)
+
+
+def measured_targets(model):
+    """Numbers of the targets that are measured genes, and the numbers of those genes."""
+    position = {gene: i for i, gene in enumerate(model.genes)}
+    measured = [p for p, target in enumerate(model.targets) if target in position]
+    genes = [position[model.targets[p]] for p in measured]
+    device = model.encoder.seen.device
+    return torch.tensor(measured, dtype=torch.long), torch.tensor(genes, device=device)
+
+
+def coexpression_effects(model, screen):
+    """Responses (P, N) along the co-expression of the controls; 0 for targets not measured."""
+    effects = torch.zeros(len(model.targets), len(model.genes), device=model.encoder.seen.device)
+    measured, genes = measured_targets(model)
+    if len(measured):
+        controls = [screen.controls(cell_type) for cell_type in screen.cell_types]
+        S = torch.as_tensor(screens.within_covariance(screen, controls)[0]).to(effects)
+        effects[measured] = propagate(coexpression_network(S), genes)
     return effects
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+def fitted_effects(model, screen, within, cells, sd):
+    """Effects (P, N) by the structural equations; 0 for targets not measured.
 
-def draw_pairs(screen, cells, groups, settings, generator, device):
-    """This epoch's pairs: (control row, perturbed row, group) each (n,), and the marginal error and the information of every plan (plans, 2).
-
-    Per group: every perturbed cell once, as many controls of its type, a plan between them. Control groups are halved and one half paired
-    with the other (null pairs, an improvement on the paper: they make "no perturbation" the origin of every effect). Processes share the plans.
+    within (N, N): covariance within groups, of so many cells; sd (N,): its standard deviations.
     """
-    sources, ends, which = [], [], []
-    for g, (p, t) in enumerate(groups):
-        rows = screen.groups[p, t]
-        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
-        pool = screen.controls(t)
-        if p == data.CONTROL:
+    effects = torch.zeros(len(model.targets), len(model.genes), device=model.encoder.seen.device)
+    measured, genes = measured_targets(model)
+    if not len(measured):
+        return effects
+    correlation = torch.as_tensor(within / sd[:, None] / sd).to(effects)
+    names = [model.targets[p] for p in measured.tolist()]
+    evidence = [torch.as_tensor(a).to(effects) for a in screens.knock_downs(screen, names, sd)]
+    progress = partial(tqdm, desc="gene network", leave=False)
+    effects[measured] = structural_effects(
+        correlation, cells, genes, *evidence, seed=model.settings.seed, progress=progress
+    )
+    return effects
+
+
+def edge_effects(model, edges):
+    """Responses (P, N) along a user's edges, which may pass through genes outside the panel."""
+    sources = edges["source"].astype(str).tolist()
+    targets = edges["target"].astype(str).tolist()
+    names = sorted({*model.genes, *model.targets, *sources, *targets})
+    index = {name: i for i, name in enumerate(names)}
+    W = torch.zeros(len(names), len(names))
+    rows = [index[name] for name in targets]
+    columns = [index[name] for name in sources]
+    W[rows, columns] = torch.tensor(edges["weight"].to_numpy(np.float32))
+    reached = propagate(W, torch.tensor([index[name] for name in model.targets]))
+    return reached[:, [index[gene] for gene in model.genes]]
+
+
+# ---- Pairs ---------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """One batch of cells to be paired: row numbers of the screen, and its group's number."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    group: int
+
+
+class Pairs(NamedTuple):
+    """An epoch's pairs, (n,) row numbers each, and what is to be said of every plan."""
+
+    start: np.ndarray
+    end: np.ndarray
+    group: np.ndarray
+    marginal_error: np.ndarray  # (plans,)
+    information: np.ndarray  # (plans,)
+
+
+def deal_plans(screen, groups, settings, generator):
+    """Deal the cells of every group to plans: each perturbed cell once, as many controls.
+
+    The controls' own group is halved, and one half paired with the other (null pairs).
+    """
+    plans = []
+    for number, (perturbation, cell_type) in enumerate(groups):
+        rows = screen.groups[perturbation, cell_type]
+        ends = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        pool = screen.controls(cell_type)
+        if perturbation == CONTROL:
             if not settings.null_pairs or len(rows) < 2:
                 continue
-            pool, rows = rows[:len(rows) // 2], rows[len(rows) // 2:]
-        for batch in np.array_split(rows, math.ceil(len(rows) / settings.pairing_batch)):
-            sources.append(pool[torch.randperm(max(len(pool), len(batch)), generator=generator).numpy()[:len(batch)] % len(pool)])
-            ends.append(batch)
-            which.append(np.full(len(batch), g))
-    seeds, mine = torch.randint(2 ** 62, (len(ends),), generator=generator).tolist(), []
-    for i in range(RANK, len(ends), PROCESSES):
-        partner, *about = pair(cells(ends[i]), cells(sources[i]), settings, torch.Generator(device).manual_seed(seeds[i]))
-        mine.append((sources[i][partner.cpu().numpy()], about))
-    parts = [mine] * PROCESSES
-    exchange(dist.all_gather_object, parts, mine)
-    sources, plans = zip(*filter(None, itertools.chain(*itertools.zip_longest(*parts))))
-    return np.concatenate(sources), np.concatenate(ends), np.concatenate(which), np.array(plans)
+            pool, ends = null_pair_halves(ends)
+        for batch in np.array_split(ends, math.ceil(len(ends) / settings.plan_cells)):
+            order = torch.randperm(max(len(pool), len(batch)), generator=generator).numpy()
+            plans.append(Plan(pool[order[: len(batch)] % len(pool)], batch, number))
+    return plans
+
+
+def draw_pairs(screen, cells, groups, settings, generator, device):
+    """Draw this epoch's pairs from transport plans. Processes share the plans among them."""
+    plans = deal_plans(screen, groups, settings, generator)
+    seeds = torch.randint(2**62, (len(plans),), generator=generator).tolist()
+    mine = []
+    for i in range(RANK, len(plans), PROCESSES):
+        noise = Noise(seeds[i], device)
+        xT, x0 = cells(plans[i].ends), cells(plans[i].starts)
+        partners, plan = pair(xT, x0, settings, noise)
+        start = plans[i].starts[partners.cpu().numpy()]
+        mine.append((start, marginal_error(plan), plan_information(plan)))
+    solved = gather(mine)
+    group = [np.full(len(plan.ends), plan.group) for plan in plans]
+    return Pairs(
+        np.concatenate([start for start, _, _ in solved]),
+        np.concatenate([plan.ends for plan in plans]),
+        np.concatenate(group),
+        np.array([error for _, error, _ in solved]),
+        np.array([information for _, _, information in solved]),
+    )
+
+
+def marginal_error(plan):
+    """How far the marginals of a plan (n, m) are from uniform, relative, at worst."""
+    n, m = plan.shape
+    of_rows = (plan.sum(1) * n - 1).abs().max()
+    of_columns = (plan.sum(0) * m - 1).abs().max()
+    return max(of_rows.item(), of_columns.item())
+
+
+def plan_information(plan):
+    """How much a plan (n, m) says of who belongs to whom: 0 nothing, 1 a one-to-one pairing.
+
+    The mutual information of its two sides over the largest there can be, log min(n, m).
+    """
+    most = math.log(min(plan.shape))
+    if most == 0:
+        return 1.0
+    return (torch.special.xlogy(plan, plan * plan.numel()).sum() / most).item()
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+def count_steps(screen, groups, settings):
+    """How many batches an epoch has."""
+    pairs = 0
+    for perturbation, cell_type in groups:
+        cells = len(screen.groups[perturbation, cell_type])
+        if perturbation != CONTROL:
+            pairs += cells
+        elif settings.null_pairs:
+            pairs += 0.5 * cells
+    return math.ceil(pairs / settings.batch)
 
 
 def train(model, screen, settings, out, state, device, save):
-    """Train from state["epoch"] to the end; save(state) after every epoch. Each has its own seed, so a resumed run is the same run."""
+    """Train from state["epoch"] to the end; save(state) after every epoch.
+
+    Every epoch has its own seed, so a run that was resumed is the same run.
+    """
     groups = list(screen.training_groups())
-    values = ActiveValues(*sample.active_values(screen.X, [screen.groups[g] for g in groups]), device)
-    conditions, cells = [model.condition(data.targets_of(p, screen.kind), t) for p, t in groups], sample.Cells(screen.X, device)
-    control_of = np.array([groups.index((data.CONTROL, t)) for _, t in groups])
-    n = sum(len(screen.groups[p, t]) * (0.5 if p == data.CONTROL else 1) for p, t in groups if settings.null_pairs or p != data.CONTROL)
-    steps = math.ceil(n / settings.batch)
+    data = TrainingData(model, screen, groups, device)
+    steps = count_steps(screen, groups, settings)
     state["epochs"] = epochs = settings.epochs or max(5, math.ceil(2500 / steps))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
         optimiser.load_state_dict(state["optimiser"])
     if state["log"] and RANK == 0:
-        write_log(out, state["log"])                                       # killed after a checkpoint, before its log
-    with tqdm(total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step", mininterval=0.5, disable=RANK > 0) as progress:
+        write_log(out, state["log"])  # it may have been killed after a checkpoint, before its log
+    progress = tqdm(
+        total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step",
+        mininterval=0.5, disable=RANK > 0,
+    )  # fmt: skip
+    with progress:
         for epoch in range(state["epoch"], epochs):
             started = time.time()
-            cpu = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
-            generator = cpu if device == "cpu" else torch.Generator(device).manual_seed(cpu.initial_seed())
-            sources, ends, which, plans = draw_pairs(screen, cells, groups, settings, cpu, device)
-            losses = torch.zeros(3, device=device)
-            model.train()
-            batches = np.array_split(torch.randperm(len(ends), generator=cpu).numpy(), math.ceil(len(ends) / settings.batch))
-            for i, b in enumerate(batches):
-                optimiser.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch + i / len(batches)) / epochs))
-                share, distinct = Share(generator, slice(RANK, None, PROCESSES), len(b)), np.unique(which[b])
-                b = b[share.rows]
-                place, populations = (put(cells.device, a) for a in (np.searchsorted(distinct, which[b]), np.stack([control_of[which[b]], which[b]], 1)))
-                parts = joint_loss(model, cells(sources[b]), cells(ends[b]), [conditions[g] for g in distinct], place, populations, values, share)
-                losses += step(optimiser, torch.stack(parts) * (len(b) / share.total)) / len(batches)
-                progress.update()
-                if files.STOPPED:
-                    raise KeyboardInterrupt
-            exchange(dist.all_reduce, losses)
+            losses, pairs = train_epoch(data, optimiser, epoch, epochs, progress)
             if not torch.isfinite(losses).all():
-                raise data.InputError(f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate or --sigma, or check --grn")
-            state["epoch"], state["optimiser"] = epoch + 1, optimiser.state_dict()
-            state["log"].append([epoch + 1, *losses.tolist(), len(plans), int((~(plans[:, 0] <= 0.01)).sum()), *plans.max(0)[:1].tolist(),
-                                 float(plans[:, 1].mean()), time.time() - started])
+                raise InputError(
+                    f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller "
+                    "--learning-rate or --sigma, or check --grn"
+                )
+            state["epoch"] = epoch + 1
+            state["optimiser"] = optimiser.state_dict()
+            state["log"].append(log_row(epoch, losses, pairs, time.time() - started))
             progress.set_postfix(endpoint=f"{losses[0]:.4f}", activation=f"{losses[1]:.4f}")
             if RANK == 0:
                 save(state)
                 write_log(out, state["log"])
-    if (log := pd.DataFrame(state["log"], columns=LOG))["unconverged"].any():
-        print(f"warning: Sinkhorn left {log['unconverged'].sum():,} of {log['plans'].sum():,} plans more than 1 % off their marginals "
-              f"(worst {log['marginal_error'].max():.2g}); a larger --epsilon converges faster")
+    warn_of_sinkhorn(state["log"])
 
 
-def step(optimiser, losses):
-    """One step of the optimiser on the sum of this process's share of the losses (3,), Eq. 15; returns them."""
+class TrainingData:
+    """What every batch is made of: the model, the cells, the conditions, if-expressed values."""
+
+    def __init__(self, model, screen, groups, device):
+        self.model = model
+        self.screen = screen
+        self.groups = groups
+        self.device = device
+        self.cells = screens.Cells(screen.X, device)
+        self.conditions = sample.conditions_of(model, groups)
+        self.control_of = np.array([groups.index((CONTROL, t)) for _, t in groups])
+        self.values = None
+        if model.settings.if_expressed:
+            rows = [screen.groups[group] for group in groups]
+            self.values = ActiveValues(*screens.active_values(screen.X, rows), device)
+
+    def losses(self, pairs, batch, mine, noise):
+        """The losses, one or more numbers, of this process's share of a batch of pairs.
+
+        batch: row numbers of the whole batch in `pairs`, mine: those of this process. A process
+        encodes the whole batch's conditions, so that its random numbers are those of the others.
+        """
+        distinct = np.unique(pairs.group[batch])
+        group = pairs.group[mine]
+        which = screens.to_device(self.cells.device, np.searchsorted(distinct, group))
+        conditions = self.conditions.take(screens.to_device(self.cells.device, distinct))
+        x0 = self.cells(pairs.start[mine])
+        xT = self.cells(pairs.end[mine])
+        d0 = self.model.activation(x0)
+        dT = self.model.activation(xT)
+        if self.values is not None:
+            sources = screens.to_device(self.cells.device, self.control_of[group])
+            ends = screens.to_device(self.cells.device, group)
+            x0 = self.values.fill(x0, sources, noise)
+            xT = self.values.fill(xT, ends, noise)
+        return torch.stack(self.model.loss(x0, xT, d0, dT, conditions, which, noise))
+
+
+def train_epoch(data, optimiser, epoch, epochs, progress):
+    """One pass over the training cells: the mean losses (3,), and the pairs that were drawn."""
+    settings = data.model.settings
+    seed = 1_000_003 * settings.seed + epoch
+    host = Noise(seed)  # pairs and batches are drawn on the host
+    noise = host if data.device == "cpu" else Noise(seed, data.device)
+    pairs = draw_pairs(data.screen, data.cells, data.groups, settings, host.generator, data.device)
+    order = torch.randperm(len(pairs.end), generator=host.generator).numpy()
+    batches = np.array_split(order, math.ceil(len(order) / settings.batch))
+    losses = torch.zeros(3, device=data.device)
+    data.model.train()
+    for i, batch in enumerate(batches):
+        done = (epoch + i / len(batches)) / epochs
+        decay = 0.5 * (1 + math.cos(math.pi * done))
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * decay
+        mine = batch[RANK::PROCESSES]
+        own = SharedNoise(noise, len(batch))
+        of_batch = data.losses(pairs, batch, mine, own) * (len(mine) / len(batch))
+        descend(optimiser, of_batch.sum())
+        of_batch = F.pad(of_batch.detach(), (0, 3 - len(of_batch)))  # Part I has no prior
+        losses += of_batch / len(batches)
+        progress.update()
+        if screens.STOPPED:
+            raise KeyboardInterrupt
+    exchange(dist.all_reduce, losses)
+    return losses, pairs
+
+
+def descend(optimiser, loss):
+    """One step of the optimiser down this process's share of the loss, Eq. 15."""
     optimiser.zero_grad()
-    losses.sum().backward()
+    loss.backward()
     if PROCESSES > 1:
-        gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        whole = torch.nn.utils.parameters_to_vector(gradients)                            # one message, not one a tensor
+        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        gradients = [p.grad for p in weights if p.grad is not None]
+        whole = torch.nn.utils.parameters_to_vector(gradients)  # one message, not one a tensor
         exchange(dist.all_reduce, whole)
         torch.nn.utils.vector_to_parameters(whole, gradients)
     optimiser.step()
-    return losses.detach()
+
+
+# ---- What a run writes ---------------------------------------------------------------------------
+
+
+def log_row(epoch, losses, pairs, seconds):
+    """A row of log.csv."""
+    plans = len(pairs.marginal_error)
+    unconverged = int((~(pairs.marginal_error <= 0.01)).sum())  # NaN has not converged either
+    worst = float(pairs.marginal_error.max())
+    information = float(pairs.information.mean())
+    return [epoch + 1, *losses.tolist(), plans, unconverged, worst, information, seconds]
 
 
 def write_log(out, log):
-    data.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
-    draw_loss(f"{out}/loss.png", *np.array(log)[:, :3].T)
+    """Write log.csv and loss.png."""
+    screens.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
+    epoch, endpoint, activation = np.array(log)[:, :3].T
+    draw_loss(f"{out}/loss.png", epoch, endpoint, activation)
 
 
-# -------------------------------------------------------------------------------------------------------- command line
-
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__, **data.ONE_LINE)
-    add = parser.add_argument
-    add("--data", help="h5ad of the screen; without it one is simulated")
-    add("--test", action="append", default=[], help="condition to hold out: A, A+B, drug:dose, with @celltype for one type only")
-    add("--out", help="folder of the run (default: runs/NAME)")
-    add("--resume", metavar="RUN", help="continue an interrupted run")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
-    add("--ablate", nargs="?", type=int, const=3, metavar="SEEDS", help="train and score variants of the method over so many seeds (3)")
-    add("--paper", action="store_true", help="the paper's literal method: the five improvements and the prior off, its network, pairing and rate")
-    add("--also", action="append", default=[], help="a gene, measured or in the --grn network, that nobody perturbed, to be predicted later")
-    for name, text in data.COLUMNS.items():
-        add("--" + name.replace("_", "-"), help=text)
-    for f in fields(Settings):
-        more = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "choices": f.metadata.get("choices")}
-        add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f"{f.metadata['help']} (default {f.default})", **more)
-    args = parser.parse_args()
-    for name, value in vars(args).items():
-        if value == "":
-            raise data.InputError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
-    return args
+def warn_of_sinkhorn(log):
+    """Say how many plans Sinkhorn left off their marginals, if any."""
+    log = pd.DataFrame(log, columns=LOG)
+    if log["unconverged"].any():
+        print(
+            f"warning: Sinkhorn left {log['unconverged'].sum():,} of {log['plans'].sum():,} plans "
+            f"more than 1 % off their marginals (worst {log['marginal_error'].max():.2g}); a "
+            "larger --epsilon converges faster"
+        )
 
 
-def new_run(args, device):
-    """(folder, how its file is read, settings, screen, untrained model, state) of a new run; simulates the screen if no file is named."""
-    settings = Settings().as_in_the_paper() if args.paper else Settings()
-    for f in fields(Settings):
-        setattr(settings, f.name, getattr(args, f.name, getattr(settings, f.name)))
-    check(settings)
-    name = os.path.splitext(os.path.basename(args.data))[0] if args.data else "simulated"
-    names = (f"runs/{name}{suffix}" for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))))
-    out = args.out or next(n for n in names if not os.path.exists(n))
-    if os.path.isfile(out) or os.path.exists(f"{out}/model.pt"):
-        raise data.InputError(f"{out}: " + ("is a file; --out names a folder" if os.path.isfile(out) else f"holds a run already; give another --out, or --resume {out}"))
-    sample.check_folder(f"{out}/model.pt")
-    path = os.path.abspath(args.data or f"{out}/screen.h5ad")              # so that the run can be used from any folder
-    reading = {"path": path, "test": args.test, "genes": settings.genes, "fraction": settings.test_fraction,
-               "seed": settings.seed, **{c: getattr(args, c) for c in data.COLUMNS}}
-    if not args.data:
-        if os.path.exists(path):
-            raise data.InputError(f"{path}: exists already; name it with --data, or give another --out")
-        print(f"no --data: simulating a screen into {path}")
-        os.makedirs(out, exist_ok=True)
-        data.write_h5ad(toy_data.simulate_screen(seed=settings.seed), path)
-    screen = data.prepare(**reading)                                       # before the folder is made: a bad file leaves nothing
-    model = build(screen, settings, device, args.also)
-    sample.check_predictable(model, screen, screen.held_out)               # before hours of training, not after
-    os.makedirs(out, exist_ok=True)
-    state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": sample.groups_of(screen)}
-    sample.write_checkpoint(out, model, settings, reading, state)
-    return out, reading, settings, screen, model, state
+def write_checkpoint(run, model, settings, reading, state):
+    """Write RUN/model.pt: tensors and plain values only, complete or not there at all."""
+    content = {
+        "format": sample.FORMAT,
+        "settings": asdict(settings),
+        "reading": reading,
+        "genes": model.genes,
+        "targets": model.targets,
+        "cell_types": model.cell_types,
+        "kind": model.kind,
+        "sizes": model.sizes,
+        "model": model.state_dict(),
+        **state,
+    }
+    memory = io.BytesIO()
+    torch.save(content, memory)
+    screens.save(f"{run}/model.pt", memory.getbuffer())
 
 
-def join(device):
-    """Join torchrun's other processes, where there are; returns this one's device. Only the first writes and says what it does."""
-    if PROCESSES > 1 and device.startswith("cuda:"):
-        raise data.InputError(f"--device {device}: several processes take a GPU each; use --device cuda")
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if PROCESSES > 1 and device == "cuda" else device
-    sample.check_device(device)
-    if PROCESSES > 1:
-        if device != "cpu":
-            torch.cuda.set_device(device)
-        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(days=7))           # the others wait for the first to read
-        atexit.register(dist.destroy_process_group)                        # else gloo's threads abort an early end
-        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
-    return device
+# ---- Several processes (torchrun) ----------------------------------------------------------------
+
+
+class SharedNoise:
+    """A process's share of the random numbers of a whole batch.
+
+    Every process draws those of all `total` cells, from the same seed, and keeps its own rows: they
+    are the same numbers however many processes there are.
+    """
+
+    def __init__(self, noise, total):
+        self.noise = noise
+        self.generator = noise.generator
+        self.total = total
+
+    def normal(self, like):
+        """Standard normal numbers for this process's cells, in the shape of `like` (B, ...)."""
+        return self.noise.normal(self.whole(like))[RANK::PROCESSES]
+
+    def uniform(self, like):
+        """Uniform numbers for this process's cells, in the shape of `like` (B, ...)."""
+        return self.noise.uniform(self.whole(like))[RANK::PROCESSES]
+
+    def spread(self, like):
+        """Uniform numbers for this process's cells, (B, 1), spread over the whole batch."""
+        return self.noise.spread(self.whole(like))[RANK::PROCESSES]
+
+    def whole(self, like):
+        """An empty tensor for the cells of all processes."""
+        return like.new_empty(self.total, *like.shape[1:])
 
 
 def exchange(collective, *arguments):
-    """One of torch.distributed's collectives, where there are other processes; ConnectionError where one of them is gone."""
+    """Call a collective of torch.distributed, where there are other processes.
+
+    Raises ConnectionError where one of them is gone.
+    """
+    if PROCESSES == 1:
+        return
     try:
-        return collective(*arguments) if PROCESSES > 1 else None
-    except RuntimeError as e:
-        raise ConnectionError(f"lost another process of this run ({str(e).splitlines()[0]})") from e
+        collective(*arguments)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"lost another process of this run ({reason})") from error
 
 
-def resume(out, args, device):
-    """What `new_run` returns, of a run that exists: from its checkpoint."""
-    given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
-             if (value or name in Settings.__dataclass_fields__) and name not in ("resume", "device", "data")]
-    if given and args.resume:
-        raise data.InputError(f"--resume {out} goes on with the run's own settings; leave out {', '.join(given)}")
-    checkpoint = sample.read_checkpoint(out)
-    reading, settings = checkpoint["reading"], Settings(**checkpoint["settings"])
+def gather(mine):
+    """Put together lists that were dealt to the processes one item at a time, in their order."""
+    parts = [mine] * PROCESSES
+    exchange(dist.all_gather_object, parts, mine)
+    missing = object()
+    rounds = itertools.zip_longest(*parts, fillvalue=missing)
+    return [item for items in rounds for item in items if item is not missing]
+
+
+def join(device):
+    """Join torchrun's other processes, where there are; returns this one's device.
+
+    Only the first process writes files and says what it does.
+    """
+    if PROCESSES > 1 and device.startswith("cuda:"):
+        raise InputError(f"--device {device}: several processes take a GPU each; use --device cuda")
+    if PROCESSES > 1 and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    screens.check_device(device)
+    if PROCESSES > 1:
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        backend = "gloo" if device == "cpu" else "nccl"
+        # A long limit, for the others wait while the first reads the file.
+        dist.init_process_group(backend, timeout=timedelta(days=7))
+        atexit.register(dist.destroy_process_group)  # else gloo's threads abort an early end
+        if RANK:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+# ---- Command line --------------------------------------------------------------------------------
+
+GROUPS = {  # of --help; all other settings are additions
+    "screen": ["genes", "test_fraction"],
+    "method": [
+        "sigma", "steps", "pairing", "cost", "epsilon", "plan_cells", "grn", "drug_embedding",
+        "embedding", "width",
+    ],
+    "training": ["epochs", "batch", "learning_rate", "seed"],
+}  # fmt: skip
+
+
+def flag(name):
+    """The option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parser_of_settings():
+    """The command line: a group of options for each kind of setting, and the run's own."""
+    parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
+    run = parser.add_argument_group("run")
+    run.add_argument("--data", help="h5ad of the screen; without it one is simulated")
+    run.add_argument("--out", help="folder of the run (runs/NAME)")
+    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
+    run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
+    run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
+    run.add_argument(
+        "--ablate", nargs="?", type=int, const=3, metavar="SEEDS",
+        help="train and score variants of the method, over so many seeds (3)",
+    )  # fmt: skip
+    screen = parser.add_argument_group("screen")
+    screen.add_argument(
+        "--test", action="append", default=[],
+        help="hold out A, A+B or drug:dose, with @celltype for one type; may be repeated",
+    )  # fmt: skip
+    screen.add_argument(
+        "--also", action="append", default=[],
+        help="a gene nobody perturbed, to be predicted later; may be repeated",
+    )  # fmt: skip
+    for name, text in screens.COLUMNS.items():
+        screen.add_argument(flag(name), help=text)
+    groups = {"screen": screen}
+    paper = ImprovedSettings().paper()
+    for field in fields(ImprovedSettings):
+        kinds = [kind for kind, names in GROUPS.items() if field.name in names]
+        kind = kinds[0] if kinds else "additions"
+        if kind not in groups:
+            groups[kind] = parser.add_argument_group(kind)
+        add_setting(groups[kind], field, getattr(paper, field.name))
+    return parser
+
+
+def add_setting(group, field, paper):
+    """Add the option of one setting, with its default and the paper's value."""
+    values = f"{said(field.default)}; paper {said(paper)}"
+    more = {"help": f"{field.metadata['help']} ({values})", "default": argparse.SUPPRESS}
+    if field.type is bool:
+        more["action"] = argparse.BooleanOptionalAction
+    else:
+        more["type"] = field.type
+        more["choices"] = field.metadata.get("choices")
+        more["metavar"] = None if more["choices"] else field.type.__name__.upper()
+    group.add_argument(flag(field.name), **more)
+
+
+def said(value):
+    """A setting's value, for a person."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value) if value != "" else "none"
+
+
+def parse():
+    """The command line's arguments. Settings that were not given are not among them."""
+    args = parser_of_settings().parse_args()
+    for name, value in vars(args).items():
+        if value == "":
+            raise InputError(f"{flag(name)} is empty; give a value or leave it out")
+    return args
+
+
+def settings_of(args):
+    """The settings that the command line asks for."""
+    settings = ImprovedSettings()
+    if args.paper:
+        settings.paper()
+    for field in fields(ImprovedSettings):
+        if hasattr(args, field.name):
+            setattr(settings, field.name, getattr(args, field.name))
     check(settings)
-    reading["path"] = os.path.abspath(args.data) if args.data else reading["path"]             # the file may have moved
-    screen = sample.same_genes(data.prepare(**reading), checkpoint)
-    state = {key: checkpoint[key] for key in ("epoch", "epochs", "optimiser", "log", "groups")}
-    if args.resume and state["epochs"] == state["epoch"]:
-        print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
-    return out, reading, settings, screen, sample.model_of(checkpoint, device), state
-
-
-def ablate():
-    """Train and score every row of ABLATIONS with the command's other options over several seeds: a table and a figure. A process each, so
-    that any one can be repeated alone; what is done already is not done again."""
-    mine = argparse.ArgumentParser(add_help=False)
-    for name, default in (("--out", ""), ("--seed", 0), ("--data", ""), ("--device", "cpu")):
-        mine.add_argument(name, default=default, type=type(default))
-    mine.add_argument("--ablate", nargs="?", type=int, const=3)
-    mine, rest = mine.parse_known_args()
-    out, rows = mine.out or f"runs/ablation-{os.path.splitext(os.path.basename(mine.data or 'simulated'))[0]}", []
-    given = " ".join([*rest, mine.data])
-    if os.path.exists(f"{out}/options.txt") and open(f"{out}/options.txt").read() != given:
-        raise data.InputError(f"{out}: an ablation with other options; give another --out")
-    os.makedirs(out, exist_ok=True)
-    data.save(f"{out}/options.txt", given.encode())
-    todo = list(itertools.product(range(mine.seed, mine.seed + mine.ablate), ABLATIONS.items()))
-    for seed, (name, changes) in tqdm(todo, desc="ablation", unit="run"):
-        run = f"{out}/{name.replace(' ', '-')}-{seed}"
-        if not os.path.exists(f"{run}/metrics.json"):
-            options = ["--resume", run] if os.path.exists(f"{run}/model.pt") else [
-                *rest, *(["--data", mine.data] if mine.data else []), "--seed", str(seed), "--out", run, *changes.split()]
-            options += ["--device", mine.device]
-            done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise data.InputError(f"train.py {' '.join(options)}: {(done.stderr.strip() or f'ended with {done.returncode}').splitlines()[-1]}")
-        summary = json.load(open(f"{run}/metrics.json"))["summary"]
-        rows.append({"name": name, "seed": seed, "plan information": pd.read_csv(f"{run}/log.csv")["plan_information"].mean(),
-                     "activation PCC, all": summary["model"]["activation PCC"]["all"]["mean"],
-                     **{f"{m}, {g}": summary["model"][m].get(g, {}).get("gap_closed") for m in ("E-distance", "EMD") for g in evaluate.SETS}})
-    table = pd.DataFrame(rows).astype({c: float for c in rows[0] if c not in ("name", "seed")})
-    data.save(f"{out}/ablation.csv", table.to_csv(index=False).encode())
-    data.save(f"{out}/ablation.md", ablation_table(table).encode())
-    draw_ablation(f"{out}/ablation.png", table)
-    print(ablation_table(table), f"\ntable and figure: {out}/ablation.csv, .md, .png", sep="")
+    return settings
 
 
 def check(settings):
     """Refuse settings that cannot work, in one line."""
-    for f in fields(Settings):
-        value, least, most = getattr(settings, f.name), f.metadata.get("least"), f.metadata.get("most")
-        if f.type is float and not math.isfinite(value) or least is not None and value < least or most is not None and value > most:
-            limits = "".join(f", at {word} {limit}" for word, limit in (("least", least), ("most", most)) if limit is not None)
-            raise data.InputError(f"--{f.name.replace('_', '-')} must be a finite number{limits}; it is {value}")
-    if PROCESSES > 1 and settings.batch < 2 * PROCESSES:                   # an epoch's batches may be half as large
-        raise data.InputError(f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or give a larger one")
-    try:
-        fine = settings.epsilon == "bridge" or 0 < float(settings.epsilon.removesuffix("max")) < math.inf
-    except ValueError:
-        fine = False
-    if not fine:
-        raise data.InputError(f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}")
-    if not settings.discrete and (settings.if_expressed or settings.coupled):
-        raise data.InputError("--no-discrete needs --no-if-expressed, and no --coupled: one bridge alone has to carry the zeros")
+    for field in fields(settings):
+        check_limits(field, getattr(settings, field.name))
+    if PROCESSES > 1 and settings.batch < 2 * PROCESSES:  # an epoch's batches may be half as large
+        raise InputError(
+            f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or "
+            "give a larger one"
+        )
+    if not is_epsilon(settings.epsilon):
+        raise InputError(
+            f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}"
+        )
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
-        raise data.InputError("--epsilon bridge is defined for --cost sqeuclidean only")
+        raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
+    if not settings.discrete and settings.if_expressed:
+        raise InputError(
+            "--no-discrete needs --no-if-expressed: one bridge alone has to carry the zeros"
+        )
+    if settings.grn == "structural" and not settings.shifts:
+        raise InputError("--grn structural needs --shifts; use --grn coexpression")
+    if not settings.shifts and (settings.skip_gate or settings.if_expressed):
+        raise InputError("--skip-gate and --if-expressed need --shifts")
+
+
+def check_limits(field, value):
+    """Refuse a number outside its limits."""
+    least = field.metadata.get("least")
+    most = field.metadata.get("most")
+    finite = field.type is not float or math.isfinite(value)
+    if finite and (least is None or value >= least) and (most is None or value <= most):
+        return
+    limits = ""
+    if least is not None:
+        limits += f", at least {least}"
+    if most is not None:
+        limits += f", at most {most}"
+    raise InputError(f"{flag(field.name)} must be a finite number{limits}; it is {value}")
+
+
+def is_epsilon(text):
+    """Whether a text is a value of --epsilon."""
+    if text == "bridge":
+        return True
+    try:
+        return 0 < float(text.removesuffix("max")) < math.inf
+    except ValueError:
+        return False
+
+
+class Run(NamedTuple):
+    """A run that is about to be trained."""
+
+    out: str  # its folder
+    reading: dict  # how its file is read: arguments of screens.prepare
+    settings: Settings
+    screen: screens.Screen
+    model: torch.nn.Module
+    state: dict  # epoch, epochs, optimiser, log, groups
+
+
+def free_folder(args):
+    """The folder of a new run: what --out says, else runs/NAME or the first free runs/NAME-2 …"""
+    if args.out:
+        return args.out
+    name = os.path.splitext(os.path.basename(args.data))[0] if args.data else "simulated"
+    if not os.path.exists(f"runs/{name}"):
+        return f"runs/{name}"
+    return next(
+        f"runs/{name}-{i}" for i in itertools.count(2) if not os.path.exists(f"runs/{name}-{i}")
+    )
+
+
+def new_run(args, device):
+    """Begin a run; simulates the screen if no file is named. A bad file leaves nothing behind."""
+    settings = settings_of(args)
+    out = free_folder(args)
+    if os.path.isfile(out):
+        raise InputError(f"{out}: is a file; --out names a folder")
+    if os.path.exists(f"{out}/model.pt"):
+        raise InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
+    screens.check_folder(f"{out}/model.pt")
+    path = os.path.abspath(args.data or f"{out}/screen.h5ad")  # the run is used from any folder
+    reading = {
+        "path": path,
+        "test": args.test,
+        "genes": settings.genes,
+        "fraction": settings.test_fraction,
+        "seed": settings.seed,
+        **{name: getattr(args, name) for name in screens.COLUMNS},
+    }
+    if not args.data:
+        simulate(path, settings.seed)
+    screen = screens.prepare(**reading)
+    model = build(screen, settings, device, args.also)
+    sample.check_predictable(model, screen, screen.held_out)  # before hours of training, not after
+    os.makedirs(out, exist_ok=True)
+    state = {
+        "epoch": 0,
+        "epochs": 1,
+        "optimiser": None,
+        "log": [],
+        "groups": screen.fingerprint(),
+    }
+    write_checkpoint(out, model, settings, reading, state)
+    return Run(out, reading, settings, screen, model, state)
+
+
+def simulate(path, seed):
+    """Write a simulated screen where the run will look for it."""
+    if os.path.exists(path):
+        raise InputError(f"{path}: exists already; name it with --data, or give another --out")
+    print(f"no --data: simulating a screen into {path}")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    screens.write_h5ad(toy_data.simulate_screen(seed=seed), path)
+
+
+def resume(out, args, device):
+    """Take up a run from its checkpoint."""
+    own = ("resume", "device", "data")
+    given = [
+        flag(name)
+        for name, value in vars(args).items()
+        if name not in own and (value or name in ImprovedSettings.__dataclass_fields__)
+    ]
+    if given and args.resume:
+        raise InputError(
+            f"--resume {out} goes on with the run's own settings; leave out {', '.join(given)}"
+        )
+    checkpoint = sample.read_checkpoint(out)
+    reading = checkpoint["reading"]
+    if args.data:
+        reading["path"] = os.path.abspath(args.data)  # the file may have moved
+    model = sample.restore_model(checkpoint, device)
+    check(model.settings)
+    screen = screens.same_screen(screens.prepare(**reading), checkpoint)
+    state = {key: checkpoint[key] for key in ("epoch", "epochs", "optimiser", "log", "groups")}
+    if args.resume and state["epochs"] == state["epoch"]:
+        print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
+    return Run(out, reading, model.settings, screen, model, state)
+
+
+def train_sample_and_score(run, device):
+    """From an untrained or half-trained run to its table."""
+    parameters = sum(p.numel() for p in run.model.parameters())
+    print(*screens.describe(run.screen), sep="\n")
+    print(f"model: {parameters:,} parameters; run: {run.out}")
+    save = partial(write_checkpoint, run.out, run.model, run.settings, run.reading)
+    train(run.model, run.screen, run.settings, run.out, run.state, device, save)
+    if RANK:
+        return
+    sample.sample_run(run.out, device, screen=run.screen)
+    if any(len(run.screen.groups[key]) >= evaluate.FEWEST for key in run.screen.held_out):
+        evaluate.evaluate_run(run.out, screen=run.screen)
+    else:
+        print(f"nothing to score: no held-out condition has {evaluate.FEWEST} measured cells")
+
+
+def begin(args, device):
+    """Begin or resume a run, in every process: the first begins it, the others resume that."""
+    run = None
+    out = [None]
+    try:
+        if RANK == 0:
+            run = resume(args.resume, args, device) if args.resume else new_run(args, device)
+            out = [run.out]
+    finally:
+        exchange(dist.broadcast_object_list, out)  # also of a run that could not begin
+    if not out[0]:
+        raise SystemExit(2)
+    return out[0], run
 
 
 def main():
+    """Read the command line, train, sample, score."""
     args = parse()
     if args.ablate is not None:
         if args.ablate < 1 or args.resume or PROCESSES > 1:
-            raise data.InputError("--ablate needs at least one seed, one process, and no --resume: it goes on by itself with the same --out")
-        return ablate()
-    device, begun, name = join(args.device), None, [None]
+            raise InputError(
+                "--ablate needs at least one seed, one process, and no --resume: it goes on by "
+                "itself with the same --out"
+            )
+        from report.ablation import ablate  # it starts this script again, once per variant
+
+        ablate(sys.argv[1:])
+        return
+    device = join(args.device)
+    out, run = begin(args, device)
+    command = f"torchrun --nproc-per-node {PROCESSES}" if PROCESSES > 1 else "python"
+    again = f"{command} train.py --resume {out} --device {args.device}"
     try:
-        if RANK == 0:
-            begun = resume(args.resume, args, device) if args.resume else new_run(args, device)
-            name = [begun[0]]
-    finally:
-        exchange(dist.broadcast_object_list, name)                         # the others wait for the first, and resume what it began
-    if not name[0]:
-        raise SystemExit(2)
-    again = (f"torchrun --nproc-per-node {PROCESSES}" if PROCESSES > 1 else "python") + f" train.py --resume {name[0]} --device {args.device}"
-    try:
-        out, reading, settings, screen, model, state = begun or resume(name[0], args, device)
-        print(*data.describe(screen), f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run: {out}", sep="\n")
-        train(model, screen, settings, out, state, device, partial(sample.write_checkpoint, out, model, settings, reading))
-        if RANK:
-            return
-        sample.sample_run(out, device, screen=screen)
-        if any(len(screen.groups[key]) >= evaluate.FEWEST for key in screen.held_out):
-            evaluate.evaluate_run(out, screen=screen)
-        else:
-            print(f"nothing to score: no held-out condition has {evaluate.FEWEST} measured cells")
+        train_sample_and_score(run or resume(out, args, device), device)
     except KeyboardInterrupt:
         print(f"stopped; continue from the last complete epoch with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
-    except ConnectionError as e:
-        raise data.InputError(f"{e}; continue from the last complete epoch with: {again}") from e
+    except ConnectionError as error:
+        raise InputError(f"{error}; continue from the last complete epoch with: {again}") from error
 
 
 if __name__ == "__main__":
-    data.run_script(main)
+    screens.run_script(main)

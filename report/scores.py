@@ -1,0 +1,351 @@
+"""Figures of a scoring: predicted beside measured cells. Rows come strongest condition first."""
+
+import glob
+import os
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from report.style import (
+    CONDITIONS,
+    CONTROLS,
+    DASHED,
+    MEASURED,
+    PREDICTED,
+    WHITE_EDGE,
+    finish,
+)
+
+
+def draw_scores(folder, screen, rows, summary, predicted):
+    """Draw all figures of a scoring into a folder.
+
+    rows: one per condition; predicted: {(perturbation, cell type): cells (n, N) sparse}.
+    """
+    key_of = {"@".join(key): key for key in predicted}
+    rows = [{**row, "key": key_of[row["condition"]]} for row in rows]
+    for old in glob.glob(f"{glob.escape(folder)}/violin_*.png"):
+        os.remove(old)  # of another scoring, perhaps of other conditions
+    for i, row in enumerate(rows[:6]):
+        name = re.sub(r"[^A-Za-z0-9_.+@-]", "_", row["condition"])[:100]
+        draw_violins(f"{folder}/violin_{i + 1}_{name}.png", screen, row, predicted)
+    draw_pca(f"{folder}/pca.png", screen, rows, predicted)
+    draw_activation_map(f"{folder}/activation_map.png", screen, rows, predicted)
+    draw_means(f"{folder}/mean_change.png", screen, rows, predicted)
+    draw_means(f"{folder}/activation.png", screen, rows, predicted, fractions=True)
+    draw_gap(f"{folder}/gap_closed.png", rows, summary)
+
+
+# ---- Violins -------------------------------------------------------------------------------------
+
+
+def draw_violins(path, screen, row, predicted, n=10):
+    """Measured and predicted expression of a condition's top DE genes (the paper's Fig. 4)."""
+    key = row["key"]
+    columns = [int(np.flatnonzero(screen.genes == gene)[0]) for gene in row["top_genes"][:n]]
+    measured = screen.X[screen.groups[key]][:, columns].toarray()
+    control = screen.X[screen.controls(key[1])][:, columns].toarray()
+    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    at = np.arange(len(columns))
+    half_violins(axis, at, measured, "low", MEASURED)
+    half_violins(axis, at, predicted[key][:, columns].toarray(), "high", PREDICTED)
+    axis.hlines(control.mean(0), at - 0.4, at + 0.4, color="black", linewidth=1, linestyle=DASHED)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=MEASURED),
+        plt.Rectangle((0, 0), 1, 1, facecolor=PREDICTED),
+        plt.Line2D([], [], color="black", linewidth=1, linestyle=DASHED),
+    ]
+    labels = ["measured", "predicted", "mean of controls"]
+    figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center")
+    title = f"{row['condition']}: the {len(columns)} genes that change most; circles: means"
+    axis.set_title(title, loc="left")
+    names = [str(gene) for gene in screen.genes[columns]]
+    axis.set_xticks(at, names, rotation=35 if len(columns) > 6 else 0, ha="right")
+    axis.set(ylabel="expression (log1p)", ylim=(0, None))
+    finish(figure, path)
+
+
+def half_violins(axis, at, cells, side, colour):
+    """Draw one half of the violins of some genes; cells (n, genes)."""
+    values = [jittered(gene) for gene in cells.T]
+    parts = axis.violinplot(values, at, widths=0.9, side=side, showextrema=False)
+    for body in parts["bodies"]:
+        body.set(facecolor=colour, alpha=0.85, edgecolor="white", linewidth=0.5)
+    offset = -0.12 if side == "low" else 0.12
+    axis.scatter(
+        at + offset, cells.mean(0), s=18, color="white", edgecolor=colour, linewidth=1.2, zorder=3
+    )
+
+
+def jittered(values):
+    """Values fit for a kernel density: a violin of constants has none."""
+    if values.std() > 1e-6:
+        return values
+    return values + np.linspace(0, 1e-2, len(values))
+
+
+# ---- Maps of cells -------------------------------------------------------------------------------
+
+
+def principal_axes(cells):
+    """Centre (N,), two axes (N, 2) and the share of variance along each, of cells (n, N)."""
+    centre = cells.mean(0)
+    axes = np.linalg.svd(cells - centre, full_matrices=False)[2][:2].T
+    total = max((cells - centre).var(0).sum(), 1e-12)
+    return centre, axes, ((cells - centre) @ axes).var(0) / total
+
+
+def mark_mean(panel, at, colour):
+    """Mark the mean of some points (n, 2) with a cross."""
+    panel.scatter(
+        *at.mean(0), s=110, marker="X", color=colour, edgecolor="black", linewidth=0.9, zorder=3
+    )
+
+
+def legend_beside(figure, panel, title):
+    """Put a panel's legend on the figure's right side."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title=title, loc="outside right center", frameon=False, markerscale=1.8
+    )
+
+
+def draw_pca(path, screen, rows, predicted):
+    """Measured (left) and predicted (right) cells of one cell type.
+
+    In the two principal axes of the measured ones.
+    """
+    cell_type = rows[0]["key"][1]
+    keys = [row["key"] for row in rows if row["key"][1] == cell_type][: len(CONDITIONS)]
+    measured = [screen.dense(screen.groups[key]) for key in keys]
+    control = screen.dense(screen.controls(cell_type)[:500])
+    centre, axes, share = principal_axes(np.concatenate([control, *measured]))
+    figure, panels = plt.subplots(
+        1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
+    )
+    made = [predicted[key].toarray() for key in keys]
+    for panel, title, cells in zip(
+        panels, ("measured", "predicted"), (measured, made), strict=True
+    ):
+        at = (control - centre) @ axes
+        panel.scatter(*at.T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
+        for (perturbation, _), x, colour in zip(keys, cells, CONDITIONS, strict=False):
+            at = (x - centre) @ axes
+            panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
+            mark_mean(panel, at, colour)
+        panel.set(title=title, xlabel=f"PC 1 ({share[0]:.0%} of variance)")
+    panels[0].set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
+    legend_beside(figure, panels[0], f"{cell_type}; crosses: means")
+    finish(figure, path)
+
+
+def evenly(rows, most=400):
+    """At most so many of the rows, spread over all of them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
+
+
+def draw_activation_map(path, screen, rows, predicted):
+    """Which genes are on, measured and predicted cells in one embedding (the paper's Fig. 5).
+
+    By PCA, and by UMAP below it if umap-learn is installed.
+    """
+    try:
+        import umap
+    except ImportError:
+        umap = None
+    keys = [row["key"] for row in rows[:2]]
+    lines = 2 if umap else 1
+    figure, panels = plt.subplots(
+        lines,
+        len(keys),
+        figsize=(4.6 * len(keys) + 0.4, 3.9 * lines),
+        layout="constrained",
+        squeeze=False,
+    )
+    for key, column in zip(keys, panels.T, strict=True):
+        shown = evenly(np.arange(predicted[key].shape[0]))
+        cells = [
+            screen.dense(evenly(screen.controls(key[1]))),
+            screen.dense(evenly(screen.groups[key])),
+            predicted[key][shown].toarray(),
+        ]
+        on = [(x > 0).astype(np.float32) for x in cells]
+        centre, axes, share = principal_axes(np.concatenate(on[:2]))
+        draw_kinds(column[0], [(d - centre) @ axes for d in on])
+        names = [f"PC {i + 1} ({s:.0%} of variance)" for i, s in enumerate(share)]
+        column[0].set(xlabel=names[0], ylabel=names[1])
+        column[0].set_title(f"{'@'.join(key)}: genes on or off", loc="left")
+        if umap:
+            together = np.concatenate(on)
+            neighbours = min(15, len(together) - 1)
+            embedding = umap.UMAP(random_state=0, n_jobs=1, n_neighbors=neighbours)
+            ends = np.cumsum([len(d) for d in on])[:-1]
+            draw_kinds(column[1], np.split(embedding.fit_transform(together), ends))
+            column[1].set(xlabel="UMAP 1", ylabel="UMAP 2")
+    legend_beside(figure, panels[0, 0], "crosses: means")
+    finish(figure, path)
+
+
+def draw_kinds(panel, points):
+    """Draw control, measured and predicted cells, (n, 2) each."""
+    kinds = [
+        (CONTROLS, "control", 0.3),
+        (MEASURED, "measured", 0.55),
+        (PREDICTED, "predicted", 0.55),
+    ]
+    for at, (colour, label, alpha) in zip(points, kinds, strict=True):
+        panel.scatter(*at.T, s=10, color=colour, alpha=alpha, linewidth=0, label=label)
+    for at, (colour, _, _) in zip(points, kinds, strict=True):
+        mark_mean(panel, at, colour)
+
+
+# ---- Means ---------------------------------------------------------------------------------------
+
+
+def draw_means(path, screen, rows, predicted, fractions=False):
+    """Predicted against measured, a point a gene.
+
+    The change of the mean from the controls, or the fraction of cells that express the gene.
+    """
+    rows = rows[:6]
+    n_columns = min(3, len(rows))
+    n_lines = -(-len(rows) // n_columns)
+    figure, panels = plt.subplots(
+        n_lines,
+        n_columns,
+        figsize=(3.3 * n_columns + 0.3, 3.2 * n_lines + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel, row in zip(panels.flat, rows, strict=False):
+        draw_mean(panel, screen, row, predicted, fractions)
+    for panel in list(panels.flat)[len(rows) :]:
+        panel.set_visible(False)
+    what = "fraction of cells expressing" if fractions else "change of mean (log1p)"
+    figure.supxlabel(f"measured {what}", fontsize=10)
+    figure.supylabel(f"predicted {what}", fontsize=10)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    finish(figure, path)
+
+
+def draw_mean(panel, screen, row, predicted, fractions):
+    """Draw the genes of one condition."""
+    key = row["key"]
+    measured = screen.dense(screen.groups[key])
+    made = predicted[key].toarray()
+    if fractions:
+        x, y = (measured > 0).mean(0), (made > 0).mean(0)
+    else:
+        control = np.asarray(screen.X[screen.controls(key[1])].mean(0)).ravel()
+        x, y = measured.mean(0) - control, made.mean(0) - control
+    strongest = np.isin(screen.genes, row["top_genes"])
+    limits = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
+    panel.plot(limits, limits, color="black", linewidth=0.8, linestyle=DASHED)
+    others = ~strongest
+    panel.scatter(x[others], y[others], s=9, color=CONTROLS, linewidth=0, label="genes")
+    label = "the 20 that change most"
+    panel.scatter(x[strongest], y[strongest], s=16, color=PREDICTED, linewidth=0, label=label)
+    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
+    panel.set_title(f"{row['condition']}   r = {r:.2f}", loc="left", fontsize=9)
+    panel.locator_params(nbins=5)
+    panel.margins(0.09)  # room for the names
+    if not fractions:
+        name_strongest(panel, screen.genes, x, y, limits.mean())
+
+
+def name_strongest(panel, genes, x, y, middle):
+    """Write the names of the three genes that change most beside their points.
+
+    On the side where there is room; the lowest a little lower, the highest a little higher, so that
+    neighbours do not overlap.
+    """
+    three = np.argsort(-np.abs(x))[:3]
+    from_below = three[np.argsort(y[three])]
+    for i, height in zip(from_below, (-10, -3, 4), strict=False):
+        on_the_left = x[i] < middle
+        panel.annotate(
+            genes[i],
+            (x[i], y[i]),
+            xytext=(4 if on_the_left else -4, height),
+            textcoords="offset points",
+            fontsize=7,
+            ha="left" if on_the_left else "right",
+            path_effects=[WHITE_EDGE],
+        )
+
+
+# ---- Gap closed ----------------------------------------------------------------------------------
+
+
+def draw_gap(path, rows, summary):
+    """Gap closed on E-distance, all genes: of each method, and in each condition.
+
+    Of the 40 conditions that change most, best predicted on top, cut at -1.5 and 2.
+    """
+    gap = {
+        name: scores["E-distance"]["all"]["gap_closed"]
+        for name, scores in summary.items()
+        if name not in ("control", "floor")
+    }
+    order = sorted(gap, key=gap.get)
+    rivals = sorted(set(order) - {"model"})
+    colour = {name: CONDITIONS[i % 6] for i, name in enumerate(rivals)} | {"model": PREDICTED}
+    shown = rows[:40]
+    figure, (left, right) = plt.subplots(
+        1,
+        2,
+        figsize=(10, max(3.2, 0.6 + 0.19 * len(shown))),
+        layout="constrained",
+        width_ratios=(1, 1.6),
+    )
+    left.barh(order, [gap[name] for name in order], color=[colour[name] for name in order])
+    for i, name in enumerate(order):
+        text = f"{gap[name]:.2f}"
+        at = max(gap[name], 0) + 0.02
+        left.text(at, i, text, va="center", fontsize=9, path_effects=[WHITE_EDGE])
+    left.set_title("all conditions", loc="left")
+    left.set_xlim(min(0, *gap.values()) - 0.05, max(1.1, *gap.values()) + 0.1)
+    draw_gap_of_conditions(right, shown, order, colour, len(rows))
+    for panel in (left, right):
+        panel.axvline(1, color="black", linewidth=0.8, linestyle=DASHED)
+        panel.axvline(0, color="black", linewidth=0.8)
+        label = "E-distance gap closed (dashed: another half of the real cells)"
+        panel.set_xlabel(label, fontsize=8)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+    finish(figure, path)
+
+
+def draw_gap_of_conditions(panel, rows, methods, colour, conditions):
+    """Draw the gap closed in each condition: bars for the model, markers for its rivals."""
+    values = np.array([[gap_of(row["scores"], name) for name in methods] for row in rows])
+    cut = np.nanmin(values, initial=0) < -1.5 or np.nanmax(values, initial=1) > 2
+    values = values.clip(-1.5, 2)
+    model = methods.index("model")
+    order = np.argsort(np.nan_to_num(values[:, model], nan=-9))
+    place = range(len(rows))
+    panel.barh(place, values[order, model], color=colour["model"], alpha=0.45, label="model")
+    rivals = [name for name in methods if name != "model"]
+    for name, marker in zip(rivals, "osD^vPX", strict=False):
+        at = values[order, methods.index(name)]
+        panel.plot(at, place, marker, color=colour[name], markersize=4.5, label=name)
+    panel.set_yticks(place, [rows[i]["condition"] for i in order], fontsize=7)
+    title = "each condition"
+    if conditions > len(rows):
+        title = f"{len(rows)} of {conditions} conditions"
+    if cut:
+        title += ", cut at -1.5 and 2"
+    panel.set_title(title, loc="left")
+    least, most = np.nanmin(values, initial=0), np.nanmax(values, initial=1)
+    panel.set_xlim(least - 0.05, max(1.1, most + 0.05))
+
+
+def gap_of(scores, name):
+    """The gap that a method closes in a condition; NaN where there is none."""
+    if name not in scores:
+        return np.nan
+    energy = {method: s["E-distance"]["all"] for method, s in scores.items()}
+    width = energy["control"] - energy["floor"]
+    return (energy["control"] - energy[name]) / width if width > 0 else np.nan

@@ -1,0 +1,80 @@
+"""Perturbation screens: h5ad files in and out, and all that is known of a screen.
+
+    screen.py        Screen; prepare, from a file to a screen with its split and its genes
+    files.py         h5ad files, read in blocks and written whole or not at all
+    labels.py        what a file's columns mean: controls, perturbations, doses, cell types
+    normalise.py     counts to log1p
+    split.py         which conditions are held out; what the name of a condition means
+    genes.py         which genes are kept
+    statistics.py    means, fractions, covariances, effects of knock-downs
+    drugs.py         structures of drugs
+    networks.py      a user's gene network
+    tensors.py       rows of a screen as tensors; the only file that needs torch
+    command_line.py  errors in one line, and a clean stop, for all scripts
+
+`python -m screens file.h5ad` says what is understood of a file.
+"""
+
+from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
+from screens.drugs import fingerprints, structures
+from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
+from screens.genes import choose_genes, seurat_dispersion, take_genes
+from screens.labels import CONTROL, is_control, targets_of
+from screens.networks import read_edges
+from screens.normalise import log1p_csr
+from screens.screen import COLUMNS, Screen, describe, prepare, read_screen, same_screen
+from screens.split import at_type, resolve, split
+from screens.statistics import (
+    control_statistics,
+    knock_downs,
+    mean_of,
+    mean_shifts,
+    population_statistics,
+    within_covariance,
+)
+from screens.tensors import Cells, active_values, check_device, condition_arrays, to_device
+
+__all__ = [
+    "COLUMNS",
+    "CONTROL",
+    "ONE_LINE",
+    "STOPPED",
+    "Cells",
+    "InputError",
+    "Screen",
+    "active_values",
+    "at_type",
+    "blocks",
+    "check_device",
+    "check_folder",
+    "choose_genes",
+    "condition_arrays",
+    "control_statistics",
+    "describe",
+    "fingerprints",
+    "in_memory",
+    "is_control",
+    "knock_downs",
+    "log1p_csr",
+    "mean_of",
+    "mean_shifts",
+    "open_h5ad",
+    "population_statistics",
+    "prepare",
+    "read_edges",
+    "read_screen",
+    "resolve",
+    "run_script",
+    "same_screen",
+    "save",
+    "seurat_dispersion",
+    "some",
+    "split",
+    "stacked",
+    "structures",
+    "take_genes",
+    "targets_of",
+    "to_device",
+    "within_covariance",
+    "write_h5ad",
+]

@@ -1,0 +1,215 @@
+"""h5ad files in and out.
+
+They are read in blocks of cells and kept in memory or, where they would not fit, on disk. (CSC
+files, and files older than AnnData 0.7, are read whole.) What is written is complete or not there
+at all. Axes: C cells, N genes.
+"""
+
+import io
+import os
+import tempfile
+
+import anndata
+import h5py
+import numpy as np
+from anndata.io import read_elem, sparse_dataset, write_elem
+from scipy import sparse
+
+from screens.command_line import InputError, some
+
+CONTAINER = "/sys/fs/cgroup/memory.max"
+BLOCK = 4096  # cells at a time
+
+
+def blocks(X, rows=None):
+    """A matrix (C, N), or some of its rows, in blocks of 4,096 cells."""
+    n = X.shape[0] if rows is None else len(rows)
+    for start in range(0, max(1, n), BLOCK):
+        if rows is None:
+            yield X[start : start + BLOCK]
+        else:
+            yield X[rows[start : start + BLOCK]]
+
+
+def in_memory():
+    """How many bytes a screen's values may take in memory.
+
+    DEPARTURES_MEMORY in GiB, else a quarter of what there is, shared by the processes on this
+    machine. The values may be held twice for a while, and tables of them as often.
+    """
+    given = os.environ.get("DEPARTURES_MEMORY")
+    if given:
+        try:
+            return max(1.0, 2**30 * float(given))
+        except ValueError as error:
+            raise InputError(
+                f"DEPARTURES_MEMORY={given}: not a number of GiB; change it, or leave it out"
+            ) from error
+    there = 2**34
+    if hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if os.path.exists(CONTAINER):
+        with open(CONTAINER) as file:
+            limit = file.read().strip()
+        if limit.isdigit():
+            there = min(there, int(limit))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    return there / 4 / processes
+
+
+def stacked(parts, most, width):
+    """Stack blocks of rows to one CSR (rows, width) float32 without stored zeros.
+
+    most: how many values there are at most. If these may take more than `in_memory`, they go to
+    files without a name (in TMPDIR) and are mapped: the system brings their pages in and out of
+    memory. InputError if these files find no room; ValueError for a corrupt block.
+    """
+    mapped = 8 * most > in_memory()
+    new_file = tempfile.TemporaryFile if mapped else io.BytesIO
+    values = new_file()
+    columns = new_file()
+    ends = [np.zeros(1, np.int64)]
+    n = 0
+    for part in parts:
+        part = sparse.csr_matrix(part, dtype=np.float32)
+        part.check_format(full_check=True)  # a corrupt one would crash SciPy
+        part.sum_duplicates()
+        part.eliminate_zeros()
+        try:  # not through a map: on a full disk that is a bus error
+            values.write(part.data)
+            columns.write(part.indices.astype(np.int32))
+        except OSError as error:
+            raise InputError(
+                f"{tempfile.gettempdir()}: no room for what does not fit in memory "
+                f"({error.strerror}); set TMPDIR to a larger place"
+            ) from error
+        ends.append(part.indptr[1:] + np.int64(n))
+        n += part.nnz
+    data = array_of(values, np.float32, n, mapped)
+    indices = array_of(columns, np.int32, n, mapped)
+    if n >= 2**31:  # SciPy wants the columns as wide as the row ends
+        indices = widened(indices)
+    indptr = np.concatenate(ends)
+    return sparse.csr_matrix((data, indices, indptr), (len(indptr) - 1, width))
+
+
+def array_of(file, dtype, n, mapped):
+    """The n numbers that were written to a file: mapped from disk, or a view of memory."""
+    if n == 0:
+        return np.zeros(0, dtype)
+    if mapped:
+        return np.memmap(file, dtype, "r+", shape=n)
+    return np.frombuffer(file.getbuffer(), dtype)
+
+
+def widened(columns):
+    """int32 numbers as int64, mapped from a file on disk."""
+    wide = tempfile.TemporaryFile()  # noqa: SIM115  (the map keeps it)
+    for start in range(0, len(columns), 2**24):
+        wide.write(columns[start : start + 2**24].astype(np.int64))
+    return np.memmap(wide, np.int64, "r+", shape=len(columns))
+
+
+def open_h5ad(path, layer=None):
+    """Read an h5ad: obs, var, two entries of uns, and X (or a layer) as CSR float32.
+
+    The rest of the file is never read. InputError for what is no readable h5ad.
+    """
+    check_readable(path)
+    try:
+        with h5py.File(path) as file:
+            return read_open_file(file, path, layer)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py and AnnData have no common error for a bad file
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as an h5ad ({reason}); write it again with AnnData's "
+            "write_h5ad"
+        ) from error
+
+
+def check_readable(path):
+    """Raise InputError if a path is not a file that can be read."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a directory; name the h5ad in it")
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file; check the path")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: permission denied; make it readable")
+
+
+def read_open_file(file, path, layer):
+    """The AnnData of an open h5ad, as `open_h5ad` says."""
+    if isinstance(file["obs"], h5py.Dataset) and not layer:
+        adata = anndata.read_h5ad(path)  # from before AnnData 0.7 (2020), which it converts
+        adata.X = stacked([adata.X], adata.X.size, adata.n_vars)
+        return adata
+    X = file.get(f"layers/{layer}" if layer else "X")
+    if X is None:
+        wanted = f"layer {layer!r}" if layer else "X"
+        layers = some(file.get("layers", ())) or "none"
+        raise InputError(f"{path}: no {wanted}; the layers are {layers}; name one with --layer")
+    if isinstance(X, h5py.Dataset):
+        most = X.size
+    else:
+        most = len(X["data"])
+        X = sparse_dataset(X)
+    # A matrix in columns has no rows to read one by one.
+    parts = [X.to_memory()] if getattr(X, "format", "") == "csc" else blocks(X)
+    uns = {
+        key: read_elem(file["uns"][key])
+        for key in ("departures", "drug_embedding")
+        if key in file.get("uns", ())
+    }
+    cells = stacked(parts, most, X.shape[1])
+    return anndata.AnnData(cells, read_elem(file["obs"]), read_elem(file["var"]), uns)
+
+
+def save(path, content):
+    """Write bytes to a path, all or nothing.
+
+    They are flushed under a temporary name, which is then renamed: there is never half a file, and
+    what was there stays until the new one is complete. InputError if they cannot be written.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
+        ) from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def write_h5ad(adata, path):
+    """Write an AnnData to a path, compressed, all or nothing."""
+    memory = io.BytesIO()  # not to the disk at once: h5py crashes when it is full
+    with h5py.File(memory, "w") as file:
+        write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    save(path, memory.getbuffer())
+
+
+def check_folder(path, *inputs):
+    """Refuse, before any work is done, to write where it is not possible or not wanted.
+
+    InputError if the path is a folder, is one of the inputs that are read from, or cannot be made.
+    """
+    problem = None
+    if os.path.isdir(path):
+        problem = "a folder"
+    elif os.path.realpath(path) in [os.path.realpath(name) for name in inputs]:
+        problem = "an input"
+    if problem:
+        raise InputError(f"{path}: is {problem}; choose another name for what is written")
+    parent = os.path.dirname(os.path.abspath(path))
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written in {parent}; choose another place")

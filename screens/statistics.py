@@ -1,0 +1,128 @@
+"""What is measured of a screen's cells: means, fractions, covariances, effects of knock-downs.
+
+Axes: C cells, N genes, P targets, Q training conditions.
+"""
+
+import math
+
+import numpy as np
+
+from screens.files import blocks
+from screens.labels import CONTROL, targets_of
+
+CELLS_AT_ONCE = 4096
+
+
+# ---- Populations ---------------------------------------------------------------------------------
+
+
+def population_statistics(X, rows=None):
+    """What a population expresses: mean, level, fraction and variance of each gene, (4, N) float32.
+
+    X (C, N): log1p expression, sparse; rows: some of its rows. mean: of all cells; level: the mean
+    of the cells that express the gene; fraction: how many of the cells do; variance: of the level
+    among these cells. A gene that no cell expresses has level and variance 0.
+    """
+    n_genes = X.shape[1]
+    cells = 0
+    expressing = np.zeros(n_genes)
+    total = np.zeros(n_genes)
+    squares = np.zeros(n_genes)
+    for block in blocks(X, rows):
+        cells += block.shape[0]
+        squared = block.data.astype(np.float64) ** 2
+        expressing += np.bincount(block.indices, minlength=n_genes)
+        total += np.bincount(block.indices, block.data, n_genes)
+        squares += np.bincount(block.indices, squared, n_genes)
+    at_least_one = np.maximum(expressing, 1)
+    level = total / at_least_one
+    variance = np.maximum(squares / at_least_one - level**2, 0)
+    return np.stack([total / cells, level, expressing / cells, variance]).astype(np.float32)
+
+
+def control_statistics(screen, cell_type, elsewhere):
+    """What a cell type's controls express: mean, level, fraction, each (N,), and how many they are.
+
+    Genes that these controls never express take the level `elsewhere` (N,).
+    """
+    rows = screen.controls(cell_type)
+    mean, level, fraction, _ = population_statistics(screen.X, rows)
+    level = np.where(fraction > 0, level, elsewhere)
+    return mean, level, fraction, len(rows)
+
+
+def mean_of(screen, rows):
+    """The mean expression (N,) of some cells."""
+    return np.asarray(screen.X[rows].mean(0)).ravel()
+
+
+def mean_shifts(screen):
+    """How far each training condition moved the mean expression from its cell type's controls.
+
+    {(perturbation, cell type): (N,)}, of all training conditions but the controls.
+    """
+    mean = {key: mean_of(screen, rows) for key, rows in screen.training_groups().items()}
+    return {key: mean[key] - mean[CONTROL, key[1]] for key in mean if key[0] != CONTROL}
+
+
+# ---- For the gene network ------------------------------------------------------------------------
+
+
+def within_covariance(screen, groups, columns=slice(None)):
+    """Covariance (N, N) of the genes around the mean of their own group, and the number of cells.
+
+    Pooled over the groups, each an array of row numbers; of some columns only, if asked. Memory is
+    N^2, not cells x N: cells are made dense 4,096 at a time.
+    """
+    products = 0.0
+    cells = 0
+    for rows in groups:
+        mean = mean_of(screen, rows).astype(np.float32)
+        for block in np.array_split(rows, max(1, math.ceil(len(rows) / CELLS_AT_ONCE))):
+            centred = screen.dense(block) - mean
+            products = products + centred.T @ centred[:, columns]
+        cells += len(rows)
+    return np.asarray(products, np.float64) / cells, cells
+
+
+def knock_downs(screen, names, sd):
+    """What training perturbations did to the means, in units of the genes' standard deviations.
+
+    names: of P targets, all of them measured genes; sd (N,). Of the Q training conditions whose
+    targets are all among these: how far each target fell (Q, P), which is its own mean in the
+    controls; how far every gene moved (Q, N); and the error variance of that (Q, 1).
+    """
+    shift = mean_shifts(screen)
+    place = {name: i for i, name in enumerate(names)}
+    gene_of = [int(np.flatnonzero(screen.genes == name)[0]) for name in names]
+    height = {t: mean_of(screen, screen.controls(t)) / sd for t in screen.cell_types}
+    falls = []
+    moves = []
+    variances = []
+    for key in shift:
+        perturbation, cell_type = key
+        targets = dict(targets_of(perturbation, screen.kind))
+        if not set(targets) <= set(place):
+            continue
+        fall = np.zeros(len(names))
+        for target in targets:
+            fall[place[target]] = -height[cell_type][gene_of[place[target]]]
+        falls.append(fall)
+        moves.append(shift[key] / sd)
+        variances.append(error_variance(screen, key))
+    return [
+        np.reshape(falls, (-1, len(names))),
+        np.reshape(moves, (-1, len(sd))),
+        np.reshape(variances, (-1, 1)),
+    ]
+
+
+def error_variance(screen, key):
+    """The variance of a condition's measured shift, in units of the genes' variances.
+
+    Of the means of both groups of cells, and 0.003 for the linear model itself: effects are not
+    linear, so no shift is known to better than 0.05 standard deviations.
+    """
+    n_perturbed = len(screen.groups[key])
+    n_controls = len(screen.controls(key[1]))
+    return 1 / n_perturbed + 1 / n_controls + 0.003
