@@ -1,7 +1,7 @@
-"""Score predicted cells against measured ones: a table beside honest rivals, and figures.
+"""Score predicted cells against measured ones, beside simple rivals: tables and figures.
 
     python evaluate.py runs/x                   the held-out conditions of a run
-    python evaluate.py runs/x --training        its training conditions (sample.py runs/x --training)
+    python evaluate.py runs/x --training        its training conditions (of sample.py --training)
     python evaluate.py runs/x runs/y runs/z     the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad            any model's cells
 
@@ -238,81 +238,104 @@ def gene_sets(measured, controls, ranked):
     return sets
 
 
+def kernels_of(sets, training):
+    """{gene set: the kernels of its E-distance and MMD^2}; training: the cells that set gamma."""
+    kernels = {}
+    for genes, columns in sets.items():
+        gamma = gamma_by_median(training[:, columns])
+        kernels[genes] = (np.sqrt, gaussian_kernel(gamma))
+    return kernels
+
+
 def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=False):
     """{metric: {gene set: score}} of cells x (n, N) against y (n, N).
 
-    kernels: of every gene set those of E and MMD^2; own: their means within y, the same for every
-    x; controls: their moments; reference: the training perturbations' mean, or None.
+    sets, kernels: of `gene_sets` and `kernels_of`; own: {gene set: the kernels' means within y},
+    which are the same for every x; controls: their moments; reference (N,): the mean of the
+    training perturbations, or None; others (Q, N): means of the other conditions.
     """
-    out = {metric: {} for metric in METRICS}
+    scores = {metric: {} for metric in METRICS}
     for genes, columns in sets.items():
-        a, b = x[:, columns], y[:, columns]
-        energy, similarity = two_sample(a, b, kernels[genes], own[genes])  # one pass for both
-        out["E-distance"][genes] = rooted(energy, squared)
-        out["EMD"][genes] = emd(a, b)
-        out["MMD2"][genes] = -similarity
-        out["activation PCC"][genes] = activation_pcc(a, b)
-        out["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
+        a = x[:, columns]
+        b = y[:, columns]
+        # One pass over the distances for both.
+        energy, similarity = two_sample(a, b, kernels[genes], own[genes])
+        scores["E-distance"][genes] = rooted(energy, squared)
+        scores["EMD"][genes] = emd(a, b)
+        scores["MMD2"][genes] = -similarity
+        scores["activation PCC"][genes] = activation_pcc(a, b)
+        scores["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
         if reference is not None:
-            out["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
-    of_x, of_y = moments(x), moments(y)
-    out["DE overlap"] = {f"DE{k}": de_overlap(of_x, of_y, controls, k) for k in (20, 40)}
-    out["discrimination"]["all"] = discrimination(x, y, others)
-    return out
+            scores["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
+    of_x = moments(x)
+    of_y = moments(y)
+    for k in (20, 40):
+        scores["DE overlap"][f"DE{k}"] = de_overlap(of_x, of_y, controls, k)
+    scores["discrimination"]["all"] = discrimination(x, y, others)
+    return scores
 
 
 def averaged(several):
     """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold."""
-    out = {}
-    for name, by_metric in several[0].items():
-        if not all(name in scores for scores in several):
-            continue
-        out[name] = {
-            metric: {
-                genes: float(np.mean([scores[name][metric][genes] for scores in several]))
-                for genes in by_set
-            }
-            for metric, by_set in by_metric.items()
-        }
-    return out
+    mean = {}
+    for name in several[0]:
+        if all(name in scores for scores in several):
+            mean[name] = mean_scores([scores[name] for scores in several])
+    return mean
+
+
+def mean_scores(several):
+    """The mean of nests {metric: {gene set: score}}, all of one form."""
+    mean = {}
+    for metric, by_set in several[0].items():
+        mean[metric] = {}
+        for genes in by_set:
+            values = [scores[metric][genes] for scores in several]
+            mean[metric][genes] = float(np.mean(values))
+    return mean
 
 
 def score_condition(
-    measured, controls, methods, rng, orders=None, training=None, reference=None, others=(),
+    measured,
+    controls,
+    methods,
+    rng,
+    orders=None,
+    training=None,
+    reference=None,
+    others=(),
     squared=False,
-):  # fmt: skip
+):
     """{method: {metric: {gene set: score}}} of one condition, and the genes ranked by |t|.
 
-    Each score is the mean over splits. measured (n, N), controls (m, N), methods {name: cells or
-    None}; the floor is added. orders: the random orders of the measured cells; training: cells
-    (c, N) that set the kernel's width; others: of every split, the means (Q, N) of halves of the
-    other conditions.
+    Each score is the mean over splits. measured (n, N), controls (m, N); methods: {name: cells, or
+    None}; the floor is added. orders: the random orders of the measured cells; training (c, N):
+    cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
+    the training perturbations; others: of every split, the means (Q, N) of halves of the other
+    conditions.
     """
+    methods = {name: cells for name, cells in methods.items() if cells is not None}
     of_controls = moments(controls)
     ranked = np.argsort(-welch_t(measured, of_controls), kind="stable")
     sets = gene_sets(measured, controls, ranked)
-    training = controls if training is None else training
-    kernels = {}
-    for genes, columns in sets.items():
-        kernels[genes] = (np.sqrt, gaussian_kernel(gamma_by_median(training[:, columns])))
-    methods = {name: cells for name, cells in methods.items() if cells is not None}
+    kernels = kernels_of(sets, controls if training is None else training)
     half = len(measured) // 2
     size = min(half, *(len(cells) for cells in methods.values()))
     splits = []
     for split in range(SPLITS):
         order = rng.permutation(len(measured)) if orders is None else orders[split]
         target = measured[order[:size]]
-        scored = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items()}
-        scored["floor"] = measured[order[half : half + size]]
         own = {}
         for genes, columns in sets.items():
             y = target[:, columns]
-            own[genes] = mean_kernels(y, y, kernels[genes], True)
-        apart = others[split] if len(others) else ()
+            own[genes] = mean_kernels(y, y, kernels[genes], within=True)
+        drawn = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items()}
+        drawn["floor"] = measured[order[half : half + size]]
+        far = others[split] if len(others) else ()
         scores = {}
-        for name, x in scored.items():
+        for name, x in drawn.items():
             scores[name] = all_scores(
-                x, target, sets, kernels, own, of_controls, reference, apart, squared
+                x, target, sets, kernels, own, of_controls, reference, far, squared
             )
         splits.append(scores)
     return averaged(splits), ranked
@@ -322,15 +345,15 @@ def score_condition(
 
 
 def score(screen, predicted, seed=0, squared=False):
-    """Score predicted {(perturbation, cell type): cells (n, N) sparse}, and the rivals.
+    """Score predicted cells and the rivals: a list of rows, one per condition.
 
-    Returns a list of rows, one per condition. Nothing that is fitted sees a held-out cell.
+    predicted: {(perturbation, cell type): cells (n, N) sparse}. Nothing that is fitted sees a
+    held-out cell. InputError if no condition has cells enough.
     """
-    fitted = {name: rival(screen) for name, rival in RIVALS.items()}
+    predictors = {name: rival(screen) for name, rival in RIVALS.items()}
     shifts = screens.mean_shifts(screen)
     rng = np.random.default_rng(seed)
-    rows_of_training = np.concatenate(list(screen.training_groups().values()))
-    training = screen.dense(rng.permutation(rows_of_training)[:500])
+    training = some_training_cells(screen, rng)
     scored = [key for key in sorted(predicted) if can_be_scored(screen, predicted, key)]
     orders = random_orders(screen, {cell_type for _, cell_type in scored}, rng)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
@@ -340,15 +363,22 @@ def score(screen, predicted, seed=0, squared=False):
         controls = screen.dense(screen.controls(key[1]))
         # No control twice: within-group means are of distinct cells.
         x0 = controls[rng.permutation(len(controls))[: len(measured)]]
-        methods = {name: predict(*key, x0) for name, predict in fitted.items()}
+        methods = {name: predict(*key, x0) for name, predict in predictors.items()}
         methods["model"] = predicted[key].toarray()
-        mean = None
+        reference = None
         if shifts:
-            mean = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))
+            reference = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))
         scores, ranked = score_condition(
-            measured, controls, methods, rng, orders[key], training, mean,
-            other_means(halves, key), squared,
-        )  # fmt: skip
+            measured,
+            controls,
+            methods,
+            rng,
+            orders=orders[key],
+            training=training,
+            reference=reference,
+            others=means_of_others(halves, key),
+            squared=squared,
+        )
         row = {
             "condition": "@".join(key),
             "cells": len(measured),
@@ -356,15 +386,14 @@ def score(screen, predicted, seed=0, squared=False):
             "top_genes": [str(gene) for gene in screen.genes[ranked[:20]]],
         }
         rows.append(row)
-    if len(scored) < len(predicted):
-        left = screens.some(map("@".join, sorted(predicted.keys() - set(scored))))
-        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {left}")
-    if not rows:
-        raise InputError(
-            f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is "
-            "nothing to score"
-        )
+    say_what_is_not_scored(screen, predicted, scored)
     return rows
+
+
+def some_training_cells(screen, rng, most=500):
+    """Some training cells (most, N), controls among them, drawn at random."""
+    rows = np.concatenate(list(screen.training_groups().values()))
+    return screen.dense(rng.permutation(rows)[:most])
 
 
 def can_be_scored(screen, predicted, key):
@@ -390,68 +419,98 @@ def means_of_halves(screen, key, orders):
     return np.stack(means)
 
 
-def other_means(halves, key):
+def means_of_others(halves, key):
     """Of every split, the means (Q, N) of the other conditions in a condition's cell type."""
     others = [means for other, means in halves.items() if other[1] == key[1] and other != key]
-    return [np.stack(means) for means in zip(*others, strict=True)]
+    return [np.stack(of_split) for of_split in zip(*others, strict=True)]
+
+
+def say_what_is_not_scored(screen, predicted, scored):
+    """Name the conditions that have too few cells; InputError if these are all."""
+    if len(scored) < len(predicted):
+        left_out = sorted(predicted.keys() - set(scored))
+        names = screens.some(map("@".join, left_out))
+        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {names}")
+    if not scored:
+        raise InputError(
+            f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is "
+            "nothing to score"
+        )
+
+
+# ---- Summary -------------------------------------------------------------------------------------
 
 
 def summarise(rows):
-    """{method: {metric: {gene set: entry}}} over conditions.
+    """{method: {metric: {gene set: entry}}} over conditions; rows: of `score`.
 
-    An entry holds mean, sd, conditions and gap_closed, that of the means over the conditions that
-    the method applies to, so that weak perturbations, whose own gap is a division by almost
-    nothing, weigh what they should; beaten_in: in how many of these the model scores better than
-    the method; p: of a two-sided sign test of that.
+    For an entry see `summary_entry`.
     """
     summary = {}
     for name in [*RIVALS, "model", "floor"]:
-        mine = [row["scores"] for row in rows if name in row["scores"]]
-        for metric in METRICS if mine else ():
+        scores = [row["scores"] for row in rows if name in row["scores"]]
+        for metric in METRICS:
             for genes in GENE_SETS:
-                entry = summary_entry(mine, name, metric, genes)
+                entry = summary_entry(scores, name, metric, genes)
                 if entry:
                     summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
 
 def summary_entry(scores, name, metric, genes):
-    """One entry of a summary; None where the method has no such score."""
-    methods = (name, "control", "floor", "model")
-    values = [[of_one[m].get(metric, {}).get(genes) for m in methods] for of_one in scores]
-    values = np.array(values, float)  # None, which JSON has for NaN, becomes NaN
-    values = values[~np.isnan(values[:, 0])]
-    if not len(values):
+    """What a method scores over the conditions that it applies to; None if there are none.
+
+    mean, sd, conditions: over conditions, and how many they are. gap_closed (of distances): of the
+    means, so that weak perturbations, whose own gap is a division by almost nothing, weigh what
+    they should. beaten_in (of rivals): in how many conditions the model scores better than the
+    method; p: of a two-sided sign test of that.
+    """
+    values = []
+    for of_condition in scores:
+        four = [of_condition[method] for method in (name, "control", "floor", "model")]
+        values.append([by_metric.get(metric, {}).get(genes) for by_metric in four])
+    values = np.array(values, float).reshape(-1, 4)  # None, where there is no score, becomes NaN
+    x, control, floor, model = values[~np.isnan(values[:, 0])].T
+    if not len(x):
         return None
-    x, control, floor, model = values.T
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
     if metric in DISTANCES:
         entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
     if name not in ("model", "floor"):
         better = x - model if metric in DISTANCES else model - x
-        wins = int((better > 0).sum())
-        contested = wins + int((better < 0).sum())  # NaN takes no side
-        entry["beaten_in"] = wins
-        entry["p"] = float(stats.binomtest(wins, contested).pvalue) if contested else 1.0
+        entry["beaten_in"], entry["p"] = sign_test(better)
     return entry
+
+
+def sign_test(differences):
+    """How many of some differences are above 0, and the p-value of a two-sided sign test.
+
+    Ties and NaN take no side.
+    """
+    above = int((differences > 0).sum())
+    contested = above + int((differences < 0).sum())
+    if not contested:
+        return above, 1.0
+    return above, float(stats.binomtest(above, contested).pvalue)
 
 
 def per_condition(rows):
     """Every score as a table: condition, cells, method, metric, genes, score, gap_closed."""
-    table = []
+    lines = []
     for row in rows:
-        for name, by_metric in row["scores"].items():
+        scores = row["scores"]
+        for name, by_metric in scores.items():
             for metric, by_set in by_metric.items():
                 for genes, value in by_set.items():
                     gap = np.nan
                     if metric in DISTANCES:
-                        control = row["scores"]["control"][metric][genes]
-                        floor = row["scores"]["floor"][metric][genes]
+                        control = scores["control"][metric][genes]
+                        floor = scores["floor"][metric][genes]
                         gap = gap_closed(value, control, floor)
                     line = (row["condition"], row["cells"], name, metric, genes, value, gap)
-                    table.append(line)
+                    lines.append(line)
     columns = ["condition", "cells", "method", "metric", "genes", "score", "gap_closed"]
-    return pd.DataFrame(table, columns=columns)
+    return pd.DataFrame(lines, columns=columns)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -460,20 +519,10 @@ def per_condition(rows):
 def read_predicted(path, screen):
     """{(perturbation, cell type): cells (n, N) CSR} of an h5ad, its genes in the screen's order."""
     adata = screens.open_h5ad(path)
-    if not adata.var_names.is_unique:
-        raise InputError(
-            f"{path}: duplicate gene names; make them unique with adata.var_names_make_unique()"
-        )
-    where = {str(gene): i for i, gene in enumerate(adata.var_names)}
-    names = screen.var_names if set(screen.var_names) <= set(where) else screen.genes
-    missing = [gene for gene in names if gene not in where]
-    if missing:
-        raise InputError(
-            f"{path}: lacks {len(missing):,} of the {len(names):,} genes of {screen.source}, such "
-            f"as {missing[0]}"
-        )
+    columns = columns_of(adata.var_names, path, screen)
     label = condition_labels(adata.obs, path)
-    X = screens.log1p_csr(adata.X, path, counts=False)[0][:, [where[gene] for gene in names]]
+    X, _ = screens.log1p_csr(adata.X, path, counts=False)
+    X = X[:, columns]
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):
@@ -491,8 +540,25 @@ def read_predicted(path, screen):
     return {key: X[np.concatenate(parts)] for key, parts in rows.items()}
 
 
+def columns_of(names, path, screen):
+    """Where the screen's genes stand among a file's, which go by the screen's index or symbols."""
+    if not names.is_unique:
+        raise InputError(
+            f"{path}: duplicate gene names; make them unique with adata.var_names_make_unique()"
+        )
+    place = {str(gene): i for i, gene in enumerate(names)}
+    genes = screen.var_names if set(screen.var_names) <= set(place) else screen.genes
+    missing = [gene for gene in genes if gene not in place]
+    if missing:
+        raise InputError(
+            f"{path}: lacks {len(missing):,} of the {len(genes):,} genes of {screen.source}, such "
+            f"as {missing[0]}"
+        )
+    return [place[gene] for gene in genes]
+
+
 def condition_labels(obs, path):
-    """The condition of every predicted cell, perturbation@cell_type."""
+    """The condition of every predicted cell, as perturbation@cell_type where both are known."""
     if "perturbation" in obs and "cell_type" in obs:
         return obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
     if "condition" in obs:
@@ -506,16 +572,126 @@ def condition_labels(obs, path):
 def write_truth(path, screen, conditions, predicted):
     """Write the measured cells of some conditions, and those types' controls, as an h5ad.
 
-    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}.
+    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}; predicted: path of
+    the predicted cells, which is not to be overwritten.
     """
     if os.path.realpath(path) in [os.path.realpath(name) for name in (screen.source, predicted)]:
         raise InputError(f"--write-truth {path}: is an input; choose another name")
-    keys = {*conditions, *((CONTROL, cell_type) for _, cell_type in conditions)}
+    keys = set(conditions) | {(CONTROL, cell_type) for _, cell_type in conditions}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     labels = {"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}
     obs = pd.DataFrame(labels, screen.cells[rows], dtype="category")
     var = pd.DataFrame({"gene_name": screen.genes}, screen.var_names)
     screens.write_h5ad(anndata.AnnData(screen.X[rows], obs, var), path)
+
+
+def write_scores(out, suffix, screen, rows, summary, tables, squared):
+    """Write metrics.json, .csv and .md into a folder, with a suffix to their names."""
+    content = {
+        "source": screen.source,
+        "squared": squared,
+        "summary": summary,
+        "conditions": rows,
+    }
+    metrics = json.dumps(content, indent=1)
+    metrics = re.sub(r"\bNaN\b(?=,?\n)", "null", metrics)  # JSON has no NaN
+    table = per_condition(rows).to_csv(index=False)
+    screens.save(f"{out}/metrics{suffix}.json", metrics.encode())
+    screens.save(f"{out}/metrics{suffix}.csv", table.encode())
+    screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
+
+
+def read_scores(run, suffix):
+    """Source, squared and {condition: row} of a run's metrics.json; NaN where it has null."""
+    path = f"{run}/metrics{suffix}.json"
+    try:
+        with open(path) as file:
+            content = json.load(file, object_hook=null_to_nan)
+        rows = {row["condition"]: row for row in content["conditions"]}
+        return content["source"], content["squared"], rows
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: not readable; score each run first, with evaluate.py {run}"
+        ) from error
+
+
+def null_to_nan(entry):
+    """An object of a JSON file, with NaN in place of null."""
+    return {key: np.nan if value is None else value for key, value in entry.items()}
+
+
+# ---- Scoring files -------------------------------------------------------------------------------
+
+
+def evaluate_run(
+    run,
+    screen=None,
+    training=False,
+    predicted=None,
+    path=None,
+    out=None,
+    seed=0,
+    truth=None,
+    columns=None,
+    squared=False,
+):
+    """Score a run, or any model's cells; print the table and write all files; return the summary.
+
+    run: a run's folder, or None; then `predicted` and `path` are the h5ad files of predicted and of
+    measured cells, and `columns` options of `screens.read_screen`. screen: of the run, if it is in
+    memory already. training: score the run's training conditions. out: folder for metrics.json,
+    .csv, .md and the figures (the run's own, if not given). truth: path for `write_truth`.
+    """
+    if run:
+        predicted = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad"
+        out = out or run
+        screen = screen or screen_of_run(predicted)
+        cells = read_predicted(predicted, screen)
+        if not training:
+            check_held_out(screen, cells, predicted)
+    else:
+        out = out or os.path.splitext(predicted)[0] + "_scores"
+        screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
+        cells = read_predicted(predicted, screen)
+        hide_from_rivals(screen, cells)
+    if truth:
+        write_truth(truth, screen, cells, predicted)
+    rows = score(screen, cells, seed, squared)
+    rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
+    summary = summarise(rows)
+    tables = make_tables(summary, rows, None if squared else paper_of(screen))
+    suffix = "_training" if training else ""
+    figures = f"{out}/figures{suffix}"
+    os.makedirs(figures, exist_ok=True)
+    write_scores(out, suffix, screen, rows, summary, tables, squared)
+    draw_scores(figures, screen, rows, summary, cells)
+    print(as_text(tables, squared))
+    print(
+        f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    "
+        f"figures: {figures}/"
+    )
+    return summary
+
+
+def screen_of_run(predicted):
+    """The screen that a run's predicted cells are scored against, read as the run read it."""
+    about = screens.open_h5ad(predicted).uns.get("departures")
+    if about is None:
+        raise InputError(
+            f"{predicted}: not written by sample.py; score it with --predicted and --data"
+        )
+    return screens.prepare(**json.loads(about["reading"]))
+
+
+def check_held_out(screen, cells, predicted):
+    """Raise InputError if some of the predicted conditions are not held out."""
+    trained = set(cells) - screen.held_out
+    if trained:
+        names = screens.some(map("@".join, sorted(trained)), 3)
+        raise InputError(
+            f"{screen.source}: {names} of {predicted} are not held out: the file has changed "
+            "since; restore it, or train again"
+        )
 
 
 def shared_genes(path, screen):
@@ -531,16 +707,6 @@ def shared_genes(path, screen):
     return screens.take_genes(screen, columns)
 
 
-def screen_of_run(predicted):
-    """The screen that a run's predicted cells are scored against."""
-    about = screens.open_h5ad(predicted).uns.get("departures")
-    if about is None:
-        raise InputError(
-            f"{predicted}: not written by sample.py; score it with --predicted and --data"
-        )
-    return screens.prepare(**json.loads(about["reading"]))
-
-
 def hide_from_rivals(screen, conditions):
     """Hold out what was predicted, and what the file marks as test."""
     screen.held_out |= set(conditions)
@@ -551,150 +717,95 @@ def hide_from_rivals(screen, conditions):
                 screen.held_out.add(key)
 
 
-def evaluate_run(
-    run, screen=None, training=False, predicted=None, path=None, out=None, seed=0, truth=None,
-    columns=None, squared=False,
-):  # fmt: skip
-    """Score a run, or any model's cells; print the table, write all files; returns the summary.
-
-    metrics.json, .csv, .md and the figures go into `out` (the run's folder).
-    """
-    if run:
-        predicted = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad"
-        out = out or run
-        screen = screen or screen_of_run(predicted)
-    else:
-        out = out or os.path.splitext(predicted)[0] + "_scores"
-        screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
-    cells = read_predicted(predicted, screen)
-    if run and not training and not set(cells) <= screen.held_out:
-        changed = screens.some(map("@".join, sorted(set(cells) - screen.held_out)), 3)
-        raise InputError(
-            f"{screen.source}: {changed} of {predicted} are not held out: the file has changed "
-            "since; restore it, or train again"
-        )
-    if not run:
-        hide_from_rivals(screen, cells)
-    if truth:
-        write_truth(truth, screen, cells, predicted)
-    rows = score(screen, cells, seed, squared)
-    rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
-    summary = summarise(rows)
-    tables = grids(summary, rows, None if squared else paper_of(screen))
-    suffix = "_training" if training else ""
-    write_scores(out, suffix, screen, rows, summary, tables, squared)
-    draw_scores(f"{out}/figures{suffix}", screen, rows, summary, cells)
-    print(text(tables, squared))
-    print(
-        f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    "
-        f"figures: {out}/figures{suffix}/"
-    )
-    return summary
-
-
-def write_scores(out, suffix, screen, rows, summary, tables, squared):
-    """Write metrics.json, .csv and .md into a folder."""
-    os.makedirs(f"{out}/figures{suffix}", exist_ok=True)
-    content = {
-        "source": screen.source,
-        "squared": squared,
-        "summary": summary,
-        "conditions": rows,
-    }
-    metrics = re.sub(r"\bNaN\b(?=,?\n)", "null", json.dumps(content, indent=1))  # no NaN in JSON
-    screens.save(f"{out}/metrics{suffix}.json", metrics.encode())
-    table = per_condition(rows).to_csv(index=False)
-    screens.save(f"{out}/metrics{suffix}.csv", table.encode())
-    screens.save(f"{out}/metrics{suffix}.md", markdown(tables, squared).encode())
-
-
 def pool_runs(runs, suffix="", out=None):
     """Print one table over the conditions of several runs that were scored already.
 
     With a folder, write it there too. Runs on one screen (several seeds) share conditions; these
     are averaged first, for they are not independent.
     """
-    found = {}
+    rows_of = {}
     conventions = set()
     for run in runs:
-        try:
-            with open(f"{run}/metrics{suffix}.json") as file:
-                content = json.load(file, object_hook=null_to_nan)
-            for row in content["conditions"]:
-                found.setdefault((content["source"], row["condition"]), []).append(row)
-            conventions.add(content["squared"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{run}/metrics{suffix}.json: not readable; score each run first, with "
-                f"evaluate.py {run}"
-            ) from error
+        source, squared, rows = read_scores(run, suffix)
+        conventions.add(squared)
+        for condition, row in rows.items():
+            rows_of.setdefault((source, condition), []).append(row)
     if len(conventions) > 1:
         raise InputError(
             f"{', '.join(runs)}: some were scored with --squared, some without; score them alike"
         )
     rows = []
-    for same in found.values():
-        rows.append({**same[0], "scores": averaged([row["scores"] for row in same])})
-    squared = conventions.pop()
-    tables = grids(summarise(rows), rows)
+    for same in rows_of.values():
+        scores = averaged([row["scores"] for row in same])
+        rows.append({**same[0], "scores": scores})
+    tables = make_tables(summarise(rows), rows)
     if out:
         os.makedirs(out, exist_ok=True)
-        screens.save(f"{out}/metrics{suffix}.md", markdown(tables, squared).encode())
-    print(text(tables, squared))
-
-
-def null_to_nan(entry):
-    """An entry of a JSON file, with NaN in place of null."""
-    return {key: np.nan if value is None else value for key, value in entry.items()}
+        screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
+    print(as_text(tables, squared))
 
 
 # ---- Command line --------------------------------------------------------------------------------
 
-CELL_COLUMNS = [name for name in screens.COLUMNS if name != "split_column"]
+COLUMNS = {name: text for name, text in screens.COLUMNS.items() if name != "split_column"}
 
 
-def parse():
-    """The command line."""
+def read_arguments():
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
-    of_run = parser.add_argument_group("a run of train.py")
-    of_run.add_argument("run", nargs="*", help="its folder; of several, scored before, one table")
-    of_run.add_argument("--training", action="store_true", help="score its training conditions")
-    others = parser.add_argument_group("any model's cells")
-    others.add_argument("--predicted", metavar="H5AD", help="predicted cells")
-    others.add_argument("--data", metavar="H5AD", help="the measured cells they are scored against")
-    for name in CELL_COLUMNS:
-        option = "--" + name.replace("_", "-")
-        others.add_argument(option, help=f"of --data: {screens.COLUMNS[name]}")
-    how = parser.add_argument_group("how")
-    how.add_argument("--out", help="folder for metrics and figures")
-    how.add_argument("--seed", type=int, default=0, help="of the random halves (0)")
-    how.add_argument("--squared", action="store_true", help="E-distance without its root")
-    how.add_argument(
-        "--write-truth", metavar="H5AD", help="write the measured cells and controls, for cell-eval"
+    group = parser.add_argument_group("a run of train.py")
+    group.add_argument("run", nargs="*", help="folder of a run; several, scored before, are pooled")
+    group.add_argument("--training", action="store_true", help="score its training conditions")
+    group = parser.add_argument_group("any model's cells")
+    group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
+    group.add_argument("--data", metavar="H5AD", help="measured cells to score them against")
+    group = parser.add_argument_group("how to read --data")
+    for name, text in COLUMNS.items():
+        group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
+    group = parser.add_argument_group("scoring")
+    group.add_argument("--seed", type=int, default=0, help="seed of the random halves (default 0)")
+    group.add_argument(
+        "--squared", action="store_true", help="the E-distance without its root; needs --out"
+    )
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--out", metavar="FOLDER", help="folder for metrics and figures")
+    group.add_argument(
+        "--write-truth", metavar="H5AD", help="also the measured cells and controls, for cell-eval"
     )
     args = parser.parse_args()
-    theirs = args.predicted and args.data
-    if bool(args.run) == bool(theirs) or (args.run and (args.predicted or args.data)):
+    check_arguments(args)
+    return args
+
+
+def check_arguments(args):
+    """Raise InputError for arguments that do not go together."""
+    both = bool(args.predicted and args.data)
+    either = bool(args.predicted or args.data)
+    if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
     if args.seed < 0:
         raise InputError(f"--seed must not be negative, it is {args.seed}")
-    return args
 
 
 def main():
-    """Read the command line, score."""
-    args = parse()
+    """Score what the command line names."""
+    args = read_arguments()
     if len(args.run) > 1:
         pool_runs(args.run, "_training" if args.training else "", args.out)
         return
-    columns = {name: getattr(args, name) for name in CELL_COLUMNS}
-    run = args.run[0] if args.run else None
     evaluate_run(
-        run, None, args.training, args.predicted, args.data, args.out, args.seed,
-        args.write_truth, columns, args.squared,
-    )  # fmt: skip
+        args.run[0] if args.run else None,
+        training=args.training,
+        predicted=args.predicted,
+        path=args.data,
+        out=args.out,
+        seed=args.seed,
+        truth=args.write_truth,
+        columns={name: getattr(args, name) for name in COLUMNS},
+        squared=args.squared,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Experiments with the toys: `python -m course.gaussian`, `.trackability`, `.pairing`."""
