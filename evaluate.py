@@ -73,9 +73,10 @@ def mean_kernels(x, y, kernels, within=False):
         squared = squared_distances(x[start : start + BLOCK], y)
         for i, kernel in enumerate(kernels):
             values = kernel(squared)
-            total[i] += values.sum(dtype=np.float64)
+            block = values.sum(dtype=np.float64)
             if within:
-                total[i] -= values.trace(offset=start, dtype=np.float64)
+                block -= values.trace(offset=start, dtype=np.float64)
+            total[i] += block
     if within:
         return total / (len(x) * (len(x) - 1))
     return total / (len(x) * len(y))

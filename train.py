@@ -569,6 +569,11 @@ GROUPS = {  # of --help; all other settings are additions
 }  # fmt: skip
 
 
+PAPER_SAYS = {"genes": "5000 and 2000", "batch": "64 and 256", "epochs": "5 and 40"}
+PAPER_IS_SILENT = ("drug_embedding", "embedding", "width", "seed")
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def flag(name):
     """The option of a setting."""
     return "--" + name.replace("_", "-")
@@ -578,8 +583,10 @@ def parser_of_settings():
     """The command line: a group of options for each kind of setting, and the run's own."""
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
     run = parser.add_argument_group("run")
-    run.add_argument("--data", help="h5ad of the screen; without it one is simulated")
-    run.add_argument("--out", help="folder of the run (runs/NAME)")
+    run.add_argument(
+        "--data", metavar="H5AD", help="h5ad of the screen; without it one is simulated"
+    )
+    run.add_argument("--out", metavar="FOLDER", help="folder of the run (runs/NAME)")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
     run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
@@ -589,15 +596,15 @@ def parser_of_settings():
     )  # fmt: skip
     screen = parser.add_argument_group("screen")
     screen.add_argument(
-        "--test", action="append", default=[],
+        "--test", action="append", default=[], metavar="CONDITION",
         help="hold out A, A+B or drug:dose, with @celltype for one type; may be repeated",
     )  # fmt: skip
     screen.add_argument(
-        "--also", action="append", default=[],
+        "--also", action="append", default=[], metavar="GENE",
         help="a gene nobody perturbed, to be predicted later; may be repeated",
     )  # fmt: skip
     for name, text in screens.COLUMNS.items():
-        screen.add_argument(flag(name), help=text)
+        screen.add_argument(flag(name), metavar="NAME", help=text)
     groups = {"screen": screen}
     paper = ImprovedSettings().paper()
     for field in fields(ImprovedSettings):
@@ -611,14 +618,19 @@ def parser_of_settings():
 
 def add_setting(group, field, paper):
     """Add the option of one setting, with its default and the paper's value."""
-    values = f"{said(field.default)}; paper {said(paper)}"
+    values = said(field.default)
+    if field.name in PAPER_SAYS:
+        values += f"; paper {PAPER_SAYS[field.name]}"
+    elif field.name not in PAPER_IS_SILENT:
+        same = paper == field.default
+        values += ", as the paper" if same else f"; paper {said(paper)}"
     more = {"help": f"{field.metadata['help']} ({values})", "default": argparse.SUPPRESS}
     if field.type is bool:
         more["action"] = argparse.BooleanOptionalAction
     else:
         more["type"] = field.type
         more["choices"] = field.metadata.get("choices")
-        more["metavar"] = None if more["choices"] else field.type.__name__.upper()
+        more["metavar"] = METAVARS[field.type] if not more["choices"] else None
     group.add_argument(flag(field.name), **more)
 
 
@@ -718,9 +730,8 @@ def free_folder(args):
     name = os.path.splitext(os.path.basename(args.data))[0] if args.data else "simulated"
     if not os.path.exists(f"runs/{name}"):
         return f"runs/{name}"
-    return next(
-        f"runs/{name}-{i}" for i in itertools.count(2) if not os.path.exists(f"runs/{name}-{i}")
-    )
+    others = (f"runs/{name}-{i}" for i in itertools.count(2))
+    return next(folder for folder in others if not os.path.exists(folder))
 
 
 def new_run(args, device):

@@ -8,7 +8,9 @@ import warnings
 STOPPED = []  # signals that asked to stop, for loops to look at
 ONE_LINE = {  # of argparse's own errors
     "usage": argparse.SUPPRESS,
-    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "formatter_class": lambda prog: argparse.RawDescriptionHelpFormatter(
+        prog, max_help_position=30, width=100
+    ),
 }
 
 

@@ -92,7 +92,7 @@ def test_the_energy_statistic_is_unbiased(rng):
 
 
 def test_mmd2_is_unbiased(rng):
-    """Over equal populations its mean is 0 within 5 standard errors (Gretton et al. 2012, Eq. 3)."""
+    """Over equal populations its mean is 0 within 5 standard errors (Gretton 2012, Eq. 3)."""
     samples = rng.normal(size=(300, 10, 4))
     found = np.array([mmd2(x[:5], x[5:], 0.2) for x in samples])
     assert abs(found.mean()) < 5 * found.std() / np.sqrt(len(found))

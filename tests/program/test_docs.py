@@ -26,7 +26,7 @@ def commands(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`([^`]+)`", prose(page).replace("\n", " "))
-    parts = [part.strip() for line in lines for part in re.split(r"&&|;", line)]
+    parts = [part.strip(" $") for line in lines for part in re.split(r"&&|;", line)]
     return [part for part in parts if part.startswith(("python ", "torchrun "))]
 
 
@@ -151,3 +151,11 @@ def test_options_of_train_in_the_commands_exist(page):
     trained = [command for command in commands(page) if " train.py" in command]
     words = [word for c in trained for word in shlex.split(c[c.index(" train.py") :])]
     assert {word for word in words if word.startswith("--")} <= set(known)
+
+
+def test_the_additions_switches_exist():
+    """The method's column of switches names options of train.py."""
+    switches = [text for entry in column(METHOD, "switch") for text in quoted(entry)]
+    known = re.findall(r"--[a-z-]+", parser_of_settings().format_help())
+    assert switches
+    assert {switch.split()[0] for switch in switches} <= set(known)

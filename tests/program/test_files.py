@@ -34,6 +34,7 @@ def test_blocks_stacked_are_the_matrix_in_memory_and_on_disk(cells, genes, block
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEPARTURES_MEMORY", "1e-9" if on_disk else "inf")
         Y = screens.stacked(parts, X.nnz, genes)
+    Y.check_format(full_check=True)  # raises where SciPy would crash
     assert np.array_equal(Y.toarray(), X.toarray())
     assert not (Y.data == 0).any()
 

@@ -35,6 +35,12 @@ def test_counts_are_scaled_to_the_median_library_and_logged():
     assert said.startswith("X is counts: normalised to the median library (3)")
 
 
+def test_cells_without_counts_are_left_out_of_the_median_and_stay_empty():
+    got, said = log1p([[1, 1], [0, 0], [3, 3]])
+    assert np.allclose(got.toarray(), np.log1p([[2, 2], [0, 0], [2, 2]]))
+    assert "median library (4)" in said
+
+
 def test_what_is_not_integer_is_left_alone():
     X = np.array([[0.5, 1], [0, 2]], np.float32)
     got, said = log1p(X)

@@ -1,6 +1,6 @@
 """Every form of h5ad that the documentation promises to read is understood without a flag.
 
-python tests/program/test_real_files.py      prints what `python -m screens` says of each
+To see what is said of each of them: python tests/program/test_real_files.py
 """
 
 import os

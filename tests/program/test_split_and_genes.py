@@ -216,8 +216,8 @@ def test_gene_choice_keeps_the_perturbed_genes(tmp_path):
 def test_gene_choice_does_not_look_at_held_out_cells():
     """A gene that varies only where a condition is held out is not kept."""
     number = np.arange(400)
-    training = swinging(200, (5 <= number) & (number < 10))
-    held_out = swinging(200, (10 <= number) & (number < 30))
+    training = swinging(200, (number >= 5) & (number < 10))
+    held_out = swinging(200, (number >= 10) & (number < 30))
     perturbation = np.repeat(["control", "g0", "g1"], [100, 100, 200])
     X = np.log1p(np.concatenate([training, held_out]))
     screen = screen_with(X, perturbation, ["t"] * 400)

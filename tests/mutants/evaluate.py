@@ -1,0 +1,228 @@
+"""Mutants of evaluate.py and of its tables: (file, old text, new text, why it is wrong)."""
+
+METRICS = [
+    (
+        "evaluate.py",
+        "return energy if squared else energy**0.5",
+        "return energy**0.5 if squared else energy",
+        "root and square exchanged",
+    ),
+    (
+        "evaluate.py",
+        "within_x = mean_kernels(x, x, kernels, True)",
+        "within_x = mean_kernels(x, x, kernels)",
+        "biased: a cell's distance to itself counts",
+    ),
+    (
+        "evaluate.py",
+        "return 2 * between - within_x - within_y",
+        "return between - within_x - within_y",
+        "the cross term counted once",
+    ),
+    (
+        "evaluate.py",
+        "return 2 * between - within_x - within_y",
+        "return 2 * between - within_x",
+        "the spread of the measured cells is not taken off",
+    ),
+    (
+        "evaluate.py",
+        "block -= values.trace(offset=start, dtype=np.float64)",
+        "pass",
+        "biased: a cell's distance to itself counts",
+    ),
+    (
+        "evaluate.py",
+        "values.trace(offset=start, dtype=np.float64)",
+        "values.trace(dtype=np.float64)",
+        "from the second block on, the wrong distances are left out",
+    ),
+    (
+        "evaluate.py",
+        "    x = np.sort(x, 0)\n    y = np.sort(y, 0)\n",
+        "    x = np.sort(x, 1)\n    y = np.sort(y, 1)\n",
+        "genes sorted within cells",
+    ),
+    (
+        "evaluate.py",
+        "gap -= y[edges[:-1] // n]",
+        "gap -= y[edges[:-1] // m % m]",
+        "quantiles of unequal samples misaligned",
+    ),
+    (
+        "evaluate.py",
+        "return -two_sample(",
+        "return two_sample(",
+        "sign of MMD^2",
+    ),
+    (
+        "evaluate.py",
+        "return 1 / median if median > 0 else 1.0",
+        "return 1 / median**2 if median > 0 else 1.0",
+        "the kernel's width in squares of squared distances",
+    ),
+    (
+        "evaluate.py",
+        "upper = np.triu_indices(len(x), 1)",
+        "upper = np.triu_indices(len(x))",
+        "a cell's distance to itself sets the kernel's width",
+    ),
+    (
+        "evaluate.py",
+        "correlation((x > 0).mean(0), (y > 0).mean(0))",
+        "correlation(x.mean(0), y.mean(0))",
+        "correlation of means instead of activation",
+    ),
+    (
+        "evaluate.py",
+        "return correlation(x.mean(0) - reference, y.mean(0) - reference)",
+        "return correlation(x.mean(0), y.mean(0))",
+        "cells correlate whatever a perturbation does",
+    ),
+    (
+        "evaluate.py",
+        "np.mean((far < own) + 0.5 * (far == own))",
+        "np.mean(far < own)",
+        "a prediction that tells nothing apart looks perfect",
+    ),
+    (
+        "evaluate.py",
+        "equal_var=False",
+        "equal_var=True",
+        "Student's t where Welch's is meant",
+    ),
+    (
+        "evaluate.py",
+        "return 1 - (score - floor) / (control - floor)",
+        "return (score - floor) / (control - floor)",
+        "the gap left instead of the gap closed",
+    ),
+]
+
+SCORING = [
+    (
+        "evaluate.py",
+        "within_y = mean_kernels(y, y, kernels, True) if own is None else own",
+        "within_y = mean_kernels(y, y, kernels, True) if own is None else 0",
+        "the table's distances lack the spread of the measured cells",
+    ),
+    (
+        "evaluate.py",
+        "two_sample(a, b, kernels[genes], own[genes])",
+        'two_sample(a, b, kernels[genes], own["all"])',
+        "the spread of all genes taken for that of the DE genes",
+    ),
+    (
+        "evaluate.py",
+        "ranked = np.argsort(-welch_t(measured, of_controls)",
+        "ranked = np.argsort(welch_t(measured, of_controls)",
+        "the twenty genes that change least",
+    ),
+    (
+        "evaluate.py",
+        'drawn["floor"] = measured[order[half : half + size]]',
+        'drawn["floor"] = target',
+        "the floor scored against itself",
+    ),
+    (
+        "evaluate.py",
+        'drawn["floor"] = measured[order[half : half + size]]',
+        'drawn["floor"] = measured[rng.permutation(len(measured))[:half]]',
+        "the floor shares cells with the half that it is scored against",
+    ),
+    (
+        "evaluate.py",
+        "size = min(half, *(len(cells) for cells in methods.values()))",
+        "size = half",
+        "few predicted cells look worse than they are",
+    ),
+    (
+        "evaluate.py",
+        'scores["E-distance"][genes] = rooted(energy, squared)',
+        'scores["E-distance"][genes] = rooted(energy)',
+        "--squared has no effect",
+    ),
+    (
+        "evaluate.py",
+        "if other[1] == key[1] and other != key]",
+        "if other[1] == key[1]]",
+        "the true condition competes with itself",
+    ),
+    (
+        "evaluate.py",
+        "controls[rng.permutation(len(controls))[: len(measured)]]",
+        "controls[rng.integers(0, len(controls), len(measured))]",
+        "controls drawn twice",
+    ),
+    (
+        "evaluate.py",
+        "rows = np.concatenate(list(screen.training_groups().values()))",
+        "rows = np.concatenate(list(screen.groups.values()))",
+        "held-out cells set the kernel's width",
+    ),
+    (
+        "evaluate.py",
+        "better = x - model if metric in DISTANCES else model - x",
+        "better = model - x",
+        "farther counts as better",
+    ),
+    (
+        "evaluate.py",
+        "stats.binomtest(above, contested)",
+        "stats.binomtest(above, len(differences))",
+        "ties count against the model",
+    ),
+    (
+        "evaluate.py",
+        "contested = above + int((differences < 0).sum())",
+        "contested = int((differences != 0).sum())",
+        "an undefined score counts against the model",
+    ),
+    (
+        "evaluate.py",
+        "gap_closed(x.mean(), control.mean(), floor.mean())",
+        "gap_closed(x[0], control[0], floor[0])",
+        "the gap of one condition for that of all",
+    ),
+    (
+        "evaluate.py",
+        "return [place[gene] for gene in genes]",
+        "return sorted(place[gene] for gene in genes)",
+        "genes compared with other genes",
+    ),
+    (
+        "evaluate.py",
+        "    screen.held_out |= set(conditions)\n",
+        "    pass\n",
+        "the rivals are fitted on the cells that they are scored on",
+    ),
+    (
+        "evaluate.py",
+        'isin(("test", "ood"))',
+        'isin(("ood",))',
+        "the rivals see what the file marks as test",
+    ),
+    (
+        "evaluate.py",
+        "scores = averaged([row",
+        "scores = (lambda several: several[0])([row",
+        "of several seeds only the first counts",
+    ),
+    (
+        "report/tables.py",
+        "{entry['mean']:.3f} ± {entry['sd']:.3f}",
+        "{entry['sd']:.3f} ± {entry['mean']:.3f}",
+        "mean and deviation exchanged",
+    ),
+    (
+        "report/tables.py",
+        'CONVENTION.replace("root of the unbiased energy", "unbiased energy")',
+        "CONVENTION",
+        "squared distances are said to be rooted",
+    ),
+]
+
+MUTANTS = {
+    "maths/test_metrics.py": METRICS,
+    "program/test_evaluation.py": SCORING,
+}
