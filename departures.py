@@ -9,6 +9,9 @@ Part I is the paper, complete. Read it from top to bottom with the paper beside 
     5  networks, joint loss    what is learnt                       Eq. 15
     6  sampler                 from control cells to predictions    Eq. 16 to 18
 
+(Eq. 1 to 3 and 6 say why this is enough: the process nearest to Brownian motion between two
+populations is a mixture of bridges, and its drift is the mean of theirs given x_t.)
+
 Part II holds our additions, one block each. Part I does not need it: cut the file at the line
 "PART II" and what stands above still trains and samples.
 
@@ -124,7 +127,10 @@ def activation_loss(dT, log_odds):
 
 
 def transport_cost(xT, x0, cost="sqeuclidean"):
-    """The cost (n, m) of turning each control x0 (m, N) into each perturbed cell xT (n, N)."""
+    """The cost (n, m) of turning each control x0 (m, N) into each perturbed cell xT (n, N).
+
+    The perturbed cells come first: they are the rows, and each of them is given a control.
+    """
     if cost == "cosine":
         return 1 - F.normalize(xT, dim=1) @ F.normalize(x0, dim=1).T
     squared = (xT**2).sum(1)[:, None] + (x0**2).sum(1) - 2 * xT @ x0.T
@@ -155,6 +161,7 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
 
     method: "entropic" is Sinkhorn's (the paper's), "exact" its limit for epsilon = 0, "random" its
     limit for epsilon = infinity, where every pair is as likely (the paper's ablation, Fig. 6).
+    tolerance: of Sinkhorn, relative to a marginal's weight, which is 1 / n or 1 / m.
     """
     n, m = C.shape
     rows = C.new_full((n,), 1 / n)
@@ -175,7 +182,7 @@ def draw_partners(plan, noise):
     Drawing given the row uses every perturbed cell exactly once, so the marginal of the targets is
     exact even where Sinkhorn's is not.
     """
-    cumulative = plan.double().cumsum(1)
+    cumulative = plan.double().cumsum(1)  # up to the row's sum, which need not be exactly 1 / n
     u = noise.uniform(cumulative[:, -1:]) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, u, right=True).squeeze(1)
     return drawn.clamp_max(plan.shape[1] - 1)
@@ -219,7 +226,10 @@ def propagate(W, nodes, hops=3):
 
 
 class Conditions(NamedTuple):
-    """C conditions: which targets are perturbed, how strongly, in which cell type."""
+    """C conditions: which targets are perturbed, how strongly, in which cell type.
+
+    A batch of B = 64 pairs may hold C = 20 of them; `which` (B,) then says whose row each pair is.
+    """
 
     target: torch.Tensor  # (C, M) index of a gene or drug; -1 where there is none
     dose: torch.Tensor  # (C, M) of a drug; 1 for genes
@@ -238,11 +248,12 @@ class ConditionEncoder(nn.Module):
         target                 (2,)     their numbers among the P targets
         response[target]       (2, N)   what the gene network says each of them reaches
         from_network(...)      (2, k)   a learned embedding per reached gene, weighted and summed
-        * gate of the dose     (2, k)   for genes always that of dose 1
+        * sigmoid(by_dose)     (2, k)   a factor for the dose; genes have dose 1
         z = their sum          (k,)
 
-    A drug has its structure in place of a response. A target of which neither is known is known by
-    name alone, and so only if it was perturbed in training.
+    A drug has its structure in place of a response. A target of which neither is known has an
+    embedding of its own name, which is worth something only if it was perturbed in training
+    (`seen`). All others are known by what they reach alone, so that unseen ones are no different.
     """
 
     def __init__(self, n_genes, n_targets, n_structure, length):
@@ -250,7 +261,7 @@ class ConditionEncoder(nn.Module):
         self.from_network = nn.Linear(n_genes, length, bias=False)
         self.from_structure = nn.Linear(n_structure, length, bias=False)
         self.from_name = nn.Embedding(n_targets, length)
-        self.gate = nn.Linear(1, length)
+        self.by_dose = nn.Linear(1, length)
         self.register_buffer("response", torch.zeros(n_targets, n_genes))
         self.register_buffer("structure", torch.zeros(n_targets, n_structure))
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))  # in training
@@ -267,7 +278,7 @@ class ConditionEncoder(nn.Module):
         z = self.from_network(self.response[p]) + self.from_structure(self.structure[p])
         z = z + self.from_name(p) * by_name[..., None]  # (C, M, k)
         log_dose = torch.log10(conditions.dose.clamp_min(1e-12))
-        z = z * torch.sigmoid(self.gate(log_dose[..., None]))
+        z = z * torch.sigmoid(self.by_dose(log_dose[..., None]))
         return (z * present[..., None]).sum(1)
 
 
@@ -279,7 +290,8 @@ def setting(default, text, **limits):
     return field(default=default, metadata={"help": text, **limits})
 
 
-PLANS, COSTS = ("entropic", "exact", "random"), ("sqeuclidean", "euclidean", "cosine")
+PLANS = ("entropic", "exact", "random")
+COSTS = ("sqeuclidean", "euclidean", "cosine")
 
 
 @dataclass
@@ -305,7 +317,10 @@ class Settings:
 
 
 class Network(nn.Module):
-    """A residual network of a cell's state, the time and what is known beside: -> (B, outputs)."""
+    """A residual network of a cell's state, the time and what is known beside: -> (B, outputs).
+
+    The time enters as t and as four waves of it, sine and cosine: 9 numbers.
+    """
 
     def __init__(self, n_inputs, n_context, width, n_outputs):
         super().__init__()
@@ -355,7 +370,7 @@ class Departures(nn.Module):
         """Make the encoder and the networks."""
         n_genes, length, width = len(self.genes), self.settings.embedding, self.settings.width
         self.encoder = ConditionEncoder(n_genes, len(self.targets), structure, length)
-        self.label = nn.Embedding(len(self.cell_types), 8)
+        self.label = nn.Embedding(len(self.cell_types), 8)  # ct: 8 learned numbers a cell type
         self.x_network = Network(n_genes, length + 8, width, n_genes)
         self.d_network = Network(n_genes, length + 8, width, n_genes)
 
@@ -372,13 +387,14 @@ class Departures(nn.Module):
         """Predict both ends from x_t and d_t: x_T (B, N), and the log odds (B, N) that d_T is 1."""
         context = torch.cat([condition.z, self.label(condition.cell_type)], 1)
         endpoint = self.x_network(x, t, context)
-        log_odds = self.d_network(2 * d - 1, t, context)
+        log_odds = self.d_network(2 * d - 1, t, context)  # off and on as -1 and 1
         return endpoint, log_odds
 
     def loss(self, x0, xT, d0, dT, conditions, which, noise):
         """The losses of Eq. 9 and 14, whose sum is Eq. 15, on the pairs (x0, xT) and (d0, dT).
 
-        conditions: the distinct ones (C); which (B,): the row of each pair's own.
+        conditions: the distinct ones (C); which (B,): the row of each pair's own. Eq. 9 is a mean
+        over the genes that a cell expresses, Eq. 14 over all; the paper sums them as they are.
         """
         condition = self.encode(conditions, which, noise)
         return self.bridge_losses(x0, xT, d0, dT, condition, noise)
@@ -424,8 +440,8 @@ def ctmc_step(d, p_on, t, h, noise):
 def sample(model, x0, d0, conditions, noise, trace=None):
     """Predict perturbed cells from control cells x0, d0 (B, N) of one condition: Eq. 16 to 18.
 
-    Returns x_T * d_T (B, N), the prediction, and x_T (B, N), the level if expressed. Negative
-    values become 0, as in the released code. trace: a list that collects (x_t, d_t) of every step.
+    Returns x_T * d_T (B, N), the prediction (Eq. 18), and x_T (B, N) alone. Negative values become
+    0, as in the released code. trace: a list that collects (x_t, d_t) of every step.
     """
     model.eval()
     which = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
@@ -476,9 +492,13 @@ class ImprovedSettings(Settings):
         """Switch every addition off and take the paper's values, in place."""
         for name, value in vars(Settings()).items():
             setattr(self, name, value)
-        self.shifts = self.skip_gate = self.if_expressed = False
-        self.spread_times = self.null_pairs = False
-        self.target_dropout = self.prior = 0.0
+        self.shifts = False
+        self.skip_gate = False
+        self.if_expressed = False
+        self.spread_times = False
+        self.null_pairs = False
+        self.target_dropout = 0.0
+        self.prior = 0.0
         return self
 
 
@@ -507,18 +527,18 @@ def structural_likelihood(S, cells, loadings, log_psi):
 
 
 def fit_structural_equations(
-    S, cells, nodes, knock, shift, noise, factors=6, sparsity=90.0, steps=800, lr=0.02, seed=0,
+    S, cells, nodes, knock, shift, error, factors=6, sparsity=90.0, steps=800, lr=0.02, seed=0,
     progress=iter,
 ):  # fmt: skip
     """Total effects (P, N) of each node on every gene in a linear structural equation model.
 
-    x = W x_nodes + F f + noise. The nodes (genes `nodes`, (P,)) act on all genes and on each other
-    along W (N, P), hidden factors (cell state, unseen regulators) along F (N, factors). Holding
+    x = W x_nodes + H f + e. The nodes (genes `nodes`, (P,)) act on all genes and on each other
+    along W (N, P), hidden factors f (cell state, unseen regulators) along H (N, factors). Holding
     node p one unit up moves the genes by column p of W (I - W_nodes)^-1. Two things are fitted at
     once, by maximum likelihood, with a penalty that spares strong edges:
 
       - how `cells` cells of one population co-vary: the correlations S (N, N);
-      - how far the training perturbations moved the means: shift (Q, N), of error variance noise
+      - how far the training perturbations moved the means: shift (Q, N), of error variance `error`
         (Q, 1), in Q conditions whose nodes moved by knock (Q, P).
     """
     n_nodes, n_genes = len(nodes), len(S)
@@ -528,17 +548,17 @@ def fit_structural_equations(
     ridge = torch.linalg.solve(S[nodes][:, nodes] + 0.1 * identity, S[nodes]).T.contiguous()
     itself = torch.zeros_like(ridge)
     itself[nodes, torch.arange(n_nodes, device=S.device)] = 1.0  # a gene is not its own cause
-    F_ = torch.randn(n_genes, factors, generator=generator).to(S)
+    H = torch.randn(n_genes, factors, generator=generator).to(S)
     for _ in range(100):
-        F_ = torch.linalg.qr(S @ F_ - 0.7 * ridge @ (S[nodes] @ F_))[0]
-    strength_of_factors = (F_ * (S @ F_ - 0.7 * ridge @ (S[nodes] @ F_))).sum(0)
-    F_ = (F_ * strength_of_factors.clamp_min(1e-6).sqrt()).requires_grad_()
+        H = torch.linalg.qr(S @ H - 0.7 * ridge @ (S[nodes] @ H))[0]
+    variance = (H * (S @ H - 0.7 * ridge @ (S[nodes] @ H))).sum(0)
+    H = (H * variance.clamp_min(1e-6).sqrt()).requires_grad_()
     W = (0.8 * ridge * (1 - itself)).requires_grad_()
     log_d = S.new_full((n_nodes,), -0.7).requires_grad_()
     log_psi = S.new_full((n_genes,), -0.3).requires_grad_()
     strength = S.new_tensor(0.8).requires_grad_()
     spread = S.new_zeros(n_nodes).requires_grad_()
-    optimiser = torch.optim.Adam([W, F_, log_d, log_psi, strength, spread], lr, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam([W, H, log_d, log_psi, strength, spread], lr, betas=(0.9, 0.99))
     cooling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
 
     def total_effect():
@@ -548,27 +568,23 @@ def fit_structural_equations(
 
     for _ in progress(range(steps)):
         effect = total_effect()
-        loadings = torch.cat([effect * torch.exp(0.5 * log_d), F_], 1)
+        loadings = torch.cat([effect * torch.exp(0.5 * log_d), H], 1)
         likelihood = structural_likelihood(S, cells, loadings, log_psi)
         moved = (knock * strength * torch.exp(spread)) @ effect.T  # (Q, N)
-        misfit = 0.5 * ((moved - shift) ** 2 / noise).sum()
-        strengths_vary = 0.5 * (spread**2).sum() / 0.3**2  # by about 30 %
-        misfit = misfit + strengths_vary
-        penalty = 0.1 * torch.log1p(W.abs() / 0.1).sum() + F_.abs().sum() / 3
+        misfit = 0.5 * ((moved - shift) ** 2 / error).sum()
+        uneven = 0.5 * (spread**2).sum() / 0.3**2  # knock-downs differ by about 30 %
+        penalty = 0.1 * torch.log1p(W.abs() / 0.1).sum() + H.abs().sum() / 3
         optimiser.zero_grad()
-        (likelihood + misfit + sparsity * penalty).backward()
+        (likelihood + (misfit + uneven) + sparsity * penalty).backward()
         optimiser.step()
         cooling.step()
     return (total_effect() * strength).detach().T
 
 
-def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, **options):
-    """Effects (P, N) by `fit_structural_equations`, each row from fits without its own knock-down.
+def structural_effects(S, cells, nodes, knock, shift, error, hubs=20, **options):
+    """Effects (P, N) of the targets `nodes` (P,) by `fit_structural_equations`, among hubs.
 
-    A training target's row must be as good as an unseen target's, and no better: else the encoder
-    would trust the network more than it deserves. So targets of training conditions are dealt to
-    folds, and each gets the row of the fit that never saw it; all others get the mean over the
-    fits. Hubs, the genes that co-vary most, are nodes too: some are regulators that nobody
+    The genes that co-vary most are nodes beside the targets: some are regulators that nobody
     perturbed, and what runs through them is no effect of the targets.
     """
     n_targets = len(nodes)
@@ -576,18 +592,7 @@ def structural_effects(S, cells, nodes, knock, shift, noise, hubs=20, folds=4, *
     hubs = degree.topk(min(hubs, len(S) - n_targets)).indices
     nodes = torch.cat([nodes, hubs])
     knock = F.pad(knock, (0, len(hubs)))
-    perturbed = torch.nonzero((knock != 0).any(0)).squeeze(1)
-    order = torch.randperm(len(perturbed), generator=torch.Generator().manual_seed(0))
-    shuffled = perturbed[order.to(perturbed.device)]
-    parts = [part for part in shuffled.chunk(folds) if len(part)] or [shuffled]
-    fits = []
-    for part in parts:
-        seen = ~(knock[:, part] != 0).any(1)
-        evidence = knock[seen], shift[seen], noise[seen]
-        fits.append(fit_structural_equations(S, cells, nodes, *evidence, **options))
-    effects = torch.stack(fits).mean(0)
-    for part, fit in zip(parts, fits, strict=True):
-        effects[part] = fit[part]
+    effects = fit_structural_equations(S, cells, nodes, knock, shift, error, **options)
     return effects[:n_targets]
 
 
@@ -652,7 +657,7 @@ class ShiftEncoder(nn.Module):
         self.hill = nn.Linear(length, 2)  # log slope, log10 of the half-way dose
         self.from_structure = nn.Linear(structure, length)
         self.memory = nn.Linear(length, 2 * n_genes, bias=False)
-        self.gain = nn.ModuleList([nn.Linear(3 + 2 * networks, 8), nn.Linear(8, 2 * networks)])
+        self.gain = nn.ModuleList([nn.Linear(3 + networks, 8), nn.Linear(8, 2 * networks)])
         nn.init.normal_(self.target.weight, std=0.3)
         nn.init.normal_(self.gain[1].weight, std=0.02)
         nn.init.constant_(self.gain[1].bias, 0.4)
@@ -688,15 +693,14 @@ class ShiftEncoder(nn.Module):
     def trusted(self, effect, cell_type, model):
         """The networks' effects (G, C, N), each multiplied by a learned gain: (2, C, N).
 
-        A small map computes the gains from the gene's own statistics and the size of the effect,
-        the same for all genes, so that they hold for targets that were never seen.
+        A small map computes the gains from the gene's own statistics and the effect itself, the
+        same map for all genes, so that they hold for targets that were never seen.
         """
         mean = model.control_mean[cell_type]
         fraction = model.control_fraction[cell_type]
         scale = model.level_scale.expand_as(mean)
         gene = torch.stack([mean, fraction, scale])  # (3, C, N)
-        features = torch.cat([gene, effect, effect.abs().sqrt()])
-        hidden = F.silu(along_first(self.gain[0], features))
+        hidden = F.silu(along_first(self.gain[0], torch.cat([gene, effect])))
         gain = along_first(self.gain[1], hidden).unflatten(0, (2, -1))  # (2, G, C, N)
         return (gain * effect).sum(1)
 

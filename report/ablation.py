@@ -36,7 +36,6 @@ ABLATIONS = {
     "without null pairs": "--no-null-pairs",
     "without prior": "--prior 0",
     "without target dropout": "--target-dropout 0",
-    "without type dropout": "--type-dropout 0",
     "co-expression network": "--grn coexpression",
     # the pairing's settings
     "exact pairing": "--pairing exact",
