@@ -485,6 +485,7 @@ class ImprovedSettings(Settings):
     )
     spread_times: bool = setting(True, "spread a batch's training times evenly over [0, T]")
     null_pairs: bool = setting(True, "train on pairs of controls too, under no perturbation")
+    cosine_decay: bool = setting(True, "let the learning rate fall to 0 along a half cosine")
     target_dropout: float = setting(0.3, "chance to hide who the target is", least=0, most=1)
     prior: float = setting(0.1, "scale of the Cauchy prior on remembered shifts; 0: none", least=0)
 
@@ -497,6 +498,7 @@ class ImprovedSettings(Settings):
         self.if_expressed = False
         self.spread_times = False
         self.null_pairs = False
+        self.cosine_decay = False
         self.target_dropout = 0.0
         self.prior = 0.0
         return self
@@ -708,7 +710,8 @@ class ShiftEncoder(nn.Module):
         """What is remembered of the conditions, z (C, k), and what the networks are told of it.
 
         What they learnt of a gene holds in the types where it was seen. Elsewhere they are told
-        what null pairs taught them to take for "no perturbation".
+        z = 0, which null pairs taught them to take for "no perturbation". This rule is for genes,
+        where the prior holds the memory; a drug's memory is told everywhere.
         """
         present = conditions.target >= 0
         p = conditions.target.clamp_min(0)  # (C, M)
@@ -963,6 +966,17 @@ def null_pair_halves(controls):
     """Split shuffled control cells (n,) into starts and ends, so that no cell is on both sides."""
     half = len(controls) // 2
     return controls[:half], controls[half:]
+
+
+# ---- Cosine decay (--cosine-decay) ---------------------------------------------------------------
+#
+# Replaces the constant learning rate. Large steps find the shifts soon, small ones at the end
+# settle the genes that change little.
+
+
+def cosine_decay(done):
+    """The share of the learning rate that is left when a share `done` of training is over."""
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 # ---- One bridge alone (--no-discrete), the paper's own ablation (Fig. 6) -------------------------

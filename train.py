@@ -43,6 +43,7 @@ from departures import (
     Noise,
     Settings,
     coexpression_network,
+    cosine_decay,
     model_class,
     null_pair_halves,
     pair,
@@ -402,9 +403,9 @@ def train_epoch(data, optimiser, epoch, epochs, progress):
     losses = torch.zeros(3, device=data.device)
     data.model.train()
     for i, batch in enumerate(batches):
-        done = (epoch + i / len(batches)) / epochs
-        decay = 0.5 * (1 + math.cos(math.pi * done))
-        optimiser.param_groups[0]["lr"] = settings.learning_rate * decay
+        if settings.cosine_decay:
+            left = cosine_decay((epoch + i / len(batches)) / epochs)
+            optimiser.param_groups[0]["lr"] = settings.learning_rate * left
         mine = batch[RANK::PROCESSES]
         own = SharedNoise(noise, len(batch))
         of_batch = data.losses(pairs, batch, mine, own) * (len(mine) / len(batch))

@@ -34,6 +34,7 @@ ABLATIONS = {
     "without if-expressed": "--no-if-expressed",
     "without spread times": "--no-spread-times",
     "without null pairs": "--no-null-pairs",
+    "without decay": "--no-cosine-decay",
     "without prior": "--prior 0",
     "without target dropout": "--target-dropout 0",
     "co-expression network": "--grn coexpression",
