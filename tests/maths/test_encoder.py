@@ -94,9 +94,12 @@ def test_the_dose_is_a_factor_between_0_and_1_by_its_logarithm(encoder, dose):
     assert torch.allclose(found, whole * odds / (1 + odds))
 
 
-def test_dose_0_has_an_embedding(encoder):
-    """Though it has no logarithm."""
-    assert torch.isfinite(encoder(condition(2, doses=[0.0]))).all()
+def test_dose_0_can_be_trained_on(encoder):
+    """Though it has no logarithm: the embedding and its gradient are finite."""
+    z = encoder.requires_grad_(True)(condition(2, doses=[0.0]))
+    z.sum().backward()
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(encoder.by_dose.weight.grad).all()
 
 
 # ==== Additions ===================================================================================

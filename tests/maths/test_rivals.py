@@ -165,6 +165,13 @@ def test_additive_says_nothing_of_one_target_or_of_one_that_was_not_seen_alone(
     assert moved_by(additive(singles.screen), perturbation, "x") is None
 
 
+def test_a_pair_tells_additive_nothing_of_its_targets():
+    """Neither of one that was also seen alone, nor of one that was not."""
+    predict = additive(numbered({("A", "x"): 1, ("B", "x"): 2, ("A+C", "x"): 9}))
+    assert np.allclose(moved_by(predict, "A+B", "x"), 3, atol=1e-4)
+    assert moved_by(predict, "A+C", "x") is None
+
+
 # ---- Matching mean -------------------------------------------------------------------------------
 
 
@@ -184,7 +191,7 @@ def numbered(conditions, kind="gene"):
 
 def test_the_same_targets_are_nearer_than_a_part_of_them():
     """The condition with the most targets in common is the nearest, in whatever type."""
-    screen = numbered({("A", "x"): 1, ("A+B", "y"): 2, ("B", "x"): 3})
+    screen = numbered({("A", "x"): 1, ("A+B", "y"): 2, ("B", "x"): 5})
     assert matching(screen, "A+B", "x") == 2
     assert matching(screen, "A+B+C", "x") == 2
 
@@ -317,10 +324,11 @@ def test_linear_knockout_is_ridge_regression_on_the_cells(regulators, cell_type,
 
 
 def test_linear_knockout_says_nothing_of_what_is_not_a_perturbable_gene(regulators):
-    """Of one that nobody perturbed, or that is not measured."""
+    """Of one that nobody perturbed, or that is not measured, nor of a pair with such a one."""
     predict = linear_knockout(regulators.screen)
     assert moved_by(predict, "g3", "x", 8) is None
     assert moved_by(predict, "other", "x", 8) is None
+    assert moved_by(predict, "g0+other", "x", 8) is None
 
 
 # ---- LAOT ----------------------------------------------------------------------------------------
@@ -333,7 +341,7 @@ class Moved:
         rng = np.random.default_rng(seed)
         scale = np.linspace(1, 0.1, 12)
         self.x0 = 5 + scale * rng.normal(size=(60, 12))
-        map_ = np.eye(12) + 0.05 * rng.normal(size=(12, 12))
+        map_ = np.eye(12) + 0.25 * rng.normal(size=(12, 12))
         self.xT = rng.permutation((self.x0 - 5) @ map_.T + 5.3)
         self.new = 5 + scale * rng.normal(size=(20, 12))
         X = np.concatenate([self.x0, self.xT])
@@ -357,10 +365,12 @@ def test_laot_alternates_assignments_and_least_squares(moved):
         return np.column_stack([(X - centre) @ axes, np.ones(len(X))])
 
     W = np.eye(5)
+    orders = []
     for _ in range(10):
         distances = cdist(scores(moved.xT), scores(moved.x0) @ W.T)
-        order = linear_sum_assignment(distances**2)[1]
-        W = least_squares(scores(moved.x0)[order], scores(moved.xT)).T
+        orders.append(linear_sum_assignment(distances**2)[1])
+        W = least_squares(scores(moved.x0)[orders[-1]], scores(moved.xT)).T
+    assert (orders[0] != orders[-1]).any()
     within = (scores(moved.new) @ (W - np.eye(5)).T)[:, :4] @ axes.T
     shift = moved.xT.mean(0) - centre
     beside = shift - axes @ (axes.T @ shift)
@@ -415,6 +425,13 @@ def test_laot_learns_from_the_nearest_conditions():
     assert laots_shift(screen, "A", "x") == pytest.approx(1, abs=0.1)
     assert laots_shift(screen, "A+B", "x") == pytest.approx(-0.5, abs=0.1)
     assert laots_shift(screen, "Z", "y") == pytest.approx(3, abs=0.1)
+
+
+def test_laot_starts_from_the_controls_of_the_same_type():
+    """Here those of type y are higher by 3, and A raises their genes by 1."""
+    means = {(CONTROL, "x"): 0.0, (CONTROL, "y"): 3.0, ("A", "y"): 4.0}
+    screen = screen_of_sizes({key: (np.full(5, mean), 6) for key, mean in means.items()})
+    assert laots_shift(screen, "A", "y") == pytest.approx(1, abs=0.1)
 
 
 # ---- What they look at, and when they say nothing ------------------------------------------------
