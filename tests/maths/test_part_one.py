@@ -201,7 +201,7 @@ def test_part_one_predicts_cells_of_the_right_type(trained, cell_type):
     """They are nearer to the perturbed cells of their own type than to those of the other."""
     predicted = trained.predicted[cell_type].numpy()
     own, other = (trained.measured[k].numpy() for k in (cell_type, 1 - cell_type))
-    assert e_distance(predicted, own) < 0.5 * e_distance(predicted, other)
+    assert e_distance(predicted, own) < 0.7 * e_distance(predicted, other)
 
 
 # ---- It is what --paper runs ---------------------------------------------------------------------

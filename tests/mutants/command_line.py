@@ -55,8 +55,8 @@ COMMAND_LINE = [
     (
         "train.py",
         'others = (f"runs/{name}-{i}" for i in itertools.count(2))',
-        'others = (f"runs/{name}-2" for i in itertools.count(2))',
-        "the third run on a file finds no folder",
+        'others = (f"runs/{name}-{i}" for i in itertools.count(1))',
+        "the second run on a file is called the first",
     ),
     (
         "train.py",
