@@ -9,8 +9,12 @@ Part I is the paper, complete. Read it from top to bottom with the paper beside 
     5  networks, joint loss    what is learnt                       Eq. 15
     6  sampler                 from control cells to predictions    Eq. 16 to 18
 
-(Eq. 1 to 3 and 6 say why this is enough: the process nearest to Brownian motion between two
-populations is a mixture of bridges, and its drift is the mean of theirs given x_t.)
+Eq. 1 to 3 and 6 say why this is enough. The Schroedinger bridge, the process nearest to Brownian
+motion between two populations, is a mixture of Brownian bridges, and entropic optimal transport
+says which cells they join. Eq. 2 (Doob's transform) gives the drift of each bridge; the Markov
+process with the same x_t has the mean of these drifts given x_t (Eq. 3, the Markovian projection),
+and a network that minimises Eq. 6 or 9 finds that mean. Iterating, as others do, would need the way
+back from perturbed to control cells too.
 
 Part II holds our additions, one block each. Part I does not need it: cut the file at the line
 "PART II" and what stands above still trains and samples.
@@ -19,6 +23,7 @@ Time t runs from 0 (control) to T = 1 (perturbed). The letters of the shapes:
 
     B cells of a batch      N genes           C conditions (a perturbation in a cell type)
     P targets in all        M targets of one condition: one gene or drug, or several genes
+                            (the paper's P is a perturbation)
     K cell types            k length of an embedding
 
 x (B, N) is log1p expression; d (B, N) is 1.0 where a gene is on, 0.0 where it is off; t is (B, 1).
@@ -70,15 +75,21 @@ def bridge_sample(x0, xT, t, sigma, noise):
 
 
 def bridge_drift(x, xT, t):
-    """The drift (B, N) to the bridge's end, v_t = (x_T - x_t) / (T - t): Eq. 5 and 8."""
+    """The drift (B, N) to the bridge's end, v_t = (x_T - x_t) / (T - t): Eq. 5 and 8.
+
+    (The printed Eq. 8 gives its noise dB_t covariance Id. It has dt Id.)
+    """
     return (xT - x) / (1 - t)
 
 
 def endpoint_loss(xT, predicted, dT):
     """How far the predicted end (B, N) is from the true one, on expressed genes only: Eq. 9.
 
-    The network predicts the end x_T rather than the drift, and the drift follows from it. Squared
-    errors are averaged over the genes that a cell expresses (dT), then over the cells.
+    The network predicts the end x_T, and the drift follows from it. The drift itself would be a
+    poor thing to predict: its noise grows without bound as t goes to T, that of the end does not. A
+    gene that is off at the end (dT = 0) says nothing of a level: with most genes off, its zeros
+    would draw every prediction to 0. So x_T is the level if the gene is on, and the discrete bridge
+    says whether it is. Errors are averaged over a cell's expressed genes, then over the cells.
     """
     squared = dT * (xT - predicted) ** 2
     expressed = dT.sum(1).clamp_min(1)  # a cell that expresses nothing costs nothing
@@ -96,7 +107,7 @@ def activation(x):
 def mixture_sample(d0, dT, t, noise):
     """Draw d_t (B, N): every gene is in its end state with probability kappa(t) = t, Eq. 11.
 
-    (The printed Eq. 11 writes x for d.)
+    It has a path of its own, for x_t is noisy and hardly ever 0. (The printed Eq. 11 has x for d.)
     """
     u = noise.uniform(d0)
     return torch.where(u < t, dT, d0)
@@ -105,9 +116,11 @@ def mixture_sample(d0, dT, t, noise):
 def ctmc_rate(y, d, p_on, t):
     """The rate u_t(y, d) at which a gene jumps from state d to state y: Eq. 12 and 13.
 
-    p_on = P(d_T = 1 | d_t) is what the network predicts. The factor is kappa' / (1 - kappa), which
-    is 1 / (1 - t) for kappa = t. (With the printed kappa / (1 - kappa) nothing would ever move at
-    t = 0, and Kolmogorov's forward equation does not give back the path of Eq. 11.)
+    For y = d it is minus the rate of leaving d. p_on = P(d_T = 1 | d_t) is what the network
+    predicts; given d_t, genes jump independently. The factor is kappa' / (1 - kappa), and that is 1
+    / (1 - t) for kappa = t. (With the printed kappa / (1 - kappa) the rate would be 0 at t = 0, and
+    Kolmogorov's forward equation does not give back the path of Eq. 11.) The sampler does not call
+    this function: `ctmc_step` is this rate, integrated over a step.
     """
     p_y = torch.where(y == 1, p_on, 1 - p_on)
     stays = (y == d).to(p_on.dtype)
@@ -122,8 +135,9 @@ def activation_loss(dT, log_odds):
 # ---- 3  Pairing: which control becomes which perturbed cell --------------------------------------
 #
 # No cell is measured twice, so the pairs (x0, xT) that a bridge needs are made: per condition, the
-# perturbed cells are set against as many controls of their type, an optimal transport plan says how
-# likely each pair is, and pairs are drawn from it, afresh each epoch.
+# perturbed cells are set against as many controls of their type (train.py, `deal_plans`), an
+# optimal transport plan says how likely each pair is, and pairs are drawn from it, afresh each
+# epoch.
 
 
 def transport_cost(xT, x0, cost="sqeuclidean"):
@@ -139,13 +153,13 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 
 
 def regularisation(C, cost, epsilon, sigma):
-    """Sinkhorn's epsilon in the units of the cost matrix C, from what the user wrote.
+    """Sinkhorn's epsilon in the units of the cost matrix C (n, m), from what the user wrote.
 
-    "0.05" is a fraction of the mean cost, "0.1max" of the largest one (as the released code has
-    it), and "bridge" is Schroedinger's own. The static Schroedinger bridge for sigma B_t over
-    [0, T] is entropic transport with cost |x - y|^2 / 2 and epsilon = sigma^2 T, so 2 sigma^2 T for
-    |x - y|^2. In thousands of genes that is tiny beside the cost, and its plan is the exact one.
-    The paper leaves epsilon open.
+    "0.05" is a fraction of the mean cost, "0.1max" of the largest one, as the authors' code has it;
+    the paper leaves epsilon open. "bridge" is Schroedinger's own: the static Schroedinger bridge
+    for sigma B_t over [0, T] is entropic transport with cost |x - y|^2 / 2 and epsilon = sigma^2 T,
+    so 2 sigma^2 T for |x - y|^2. In thousands of genes that is tiny beside the cost, and the plan
+    is practically the exact one; the fractions are far larger, and blur it.
     """
     if epsilon.endswith("max"):
         return float(epsilon.removesuffix("max")) * C.max().item()
@@ -179,8 +193,9 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
 def draw_partners(plan, noise):
     """For each perturbed cell, a row of the plan (n, m), draw one control: indices (n,).
 
-    Drawing given the row uses every perturbed cell exactly once, so the marginal of the targets is
-    exact even where Sinkhorn's is not.
+    A plan is a joint distribution, so pairs are drawn from it and not read off its largest entries.
+    Drawing row by row uses every perturbed cell exactly once, so the marginal of the targets is
+    exact even where Sinkhorn's is not; that of the controls holds on average.
     """
     cumulative = plan.double().cumsum(1)  # up to the row's sum, which need not be exactly 1 / n
     u = noise.uniform(cumulative[:, -1:]) * cumulative[:, -1:]
@@ -197,12 +212,16 @@ def pair(xT, x0, settings, noise):
 
 
 # ---- 4  Gene network: what a perturbation reaches ------------------------------------------------
+#
+# The paper takes this part from earlier work and gives few details. The threshold is that of the
+# authors' code; the hops, the dose and what stands in for a network that says nothing are ours.
 
 
 def coexpression_network(S, threshold=0.3):
     """Edges (N, N) between genes whose |Pearson correlation| is above the threshold.
 
-    S (N, N) is their covariance in control cells; an edge's weight is the correlation.
+    S (N, N) is the genes' covariance in control cells, around the mean of their type; an edge's
+    weight is the correlation, the same both ways.
     """
     sd = S.diagonal().clamp_min(1e-12).sqrt()
     correlation = S / sd[:, None] / sd
@@ -214,8 +233,9 @@ def propagate(W, nodes, hops=3):
     """How a change of each of the nodes (P,) travels along a gene network: responses (P, N).
 
     The entry [j, i] of W (N, N) is the edge from gene i to gene j. The perturbed gene is held one
-    unit up; at every hop each other gene takes the mean of its incoming messages, weighted by |W|.
-    A gene that is held does not answer to its own regulators.
+    unit up (the layer that reads the responses learns the sign); at every hop each other gene takes
+    the mean of its incoming messages, weighted by |W|. A held gene does not answer to its
+    neighbours. nodes: the targets that are genes of the network.
     """
     W = W / W.abs().sum(1, keepdim=True).clamp_min(1e-12)
     held = F.one_hot(nodes, len(W)).to(W)
@@ -248,12 +268,14 @@ class ConditionEncoder(nn.Module):
         target                 (2,)     their numbers among the P targets
         response[target]       (2, N)   what the gene network says each of them reaches
         from_network(...)      (2, k)   a learned embedding per reached gene, weighted and summed
-        * sigmoid(by_dose)     (2, k)   a factor for the dose; genes have dose 1
+        * sigmoid(by_dose)     (2, k)   a factor for the dose; genes have dose 1, so the same factor
         z = their sum          (k,)
 
-    A drug has its structure in place of a response. A target of which neither is known has an
-    embedding of its own name, which is worth something only if it was perturbed in training
-    (`seen`). All others are known by what they reach alone, so that unseen ones are no different.
+    For C conditions all shapes have C in front; where a condition has fewer than M targets, -1
+    fills the row and adds nothing. A drug has a structure, and its response is zero; a gene has a
+    response, and its structure is zero. A target of which neither is known has an embedding of its
+    own name, which is worth something only if it was perturbed in training (`seen`); sample.py
+    refuses the others.
     """
 
     def __init__(self, n_genes, n_targets, n_structure, length):
@@ -296,7 +318,11 @@ COSTS = ("sqeuclidean", "euclidean", "cosine")
 
 @dataclass
 class Settings:
-    """Everything that decides a run, at the paper's values. A checkpoint carries it."""
+    """Everything that decides a run. A checkpoint carries it.
+
+    sigma, steps, batch, learning rate, genes and test_fraction are the paper's; pairing and cost
+    are what its ablation calls its own; epsilon is from the authors' code. The rest it leaves open.
+    """
 
     sigma: float = setting(0.2, "noise scale of the Brownian bridge", least=1e-9)
     steps: int = setting(50, "time steps of the sampler", least=1)
@@ -319,7 +345,8 @@ class Settings:
 class Network(nn.Module):
     """A residual network of a cell's state, the time and what is known beside: -> (B, outputs).
 
-    The time enters as t and as four waves of it, sine and cosine: 9 numbers.
+    The time enters as t and as four waves of it, sine and cosine: 9 numbers. The last layer starts
+    at 0, so an untrained network says 0 everywhere: no level, and even odds.
     """
 
     def __init__(self, n_inputs, n_context, width, n_outputs):
@@ -393,8 +420,9 @@ class Departures(nn.Module):
     def loss(self, x0, xT, d0, dT, conditions, which, noise):
         """The losses of Eq. 9 and 14, whose sum is Eq. 15, on the pairs (x0, xT) and (d0, dT).
 
-        conditions: the distinct ones (C); which (B,): the row of each pair's own. Eq. 9 is a mean
-        over the genes that a cell expresses, Eq. 14 over all; the paper sums them as they are.
+        conditions: the distinct ones (C); which (B,): the row of each pair's own. The two networks
+        share the encoder and the labels, and are trained jointly. We take Eq. 9 as a mean over the
+        genes that a cell expresses and Eq. 14 as a mean over all; the paper leaves that open.
         """
         condition = self.encode(conditions, which, noise)
         return self.bridge_losses(x0, xT, d0, dT, condition, noise)
@@ -412,13 +440,20 @@ class Departures(nn.Module):
         return endpoint_loss(xT, endpoint, dT), activation_loss(dT, log_odds)
 
 
+# Training is the usual loop (train.py, `train_epoch`). Every epoch pairs the cells of each
+# condition anew (`pair`), shuffles the pairs, and takes them in batches:
+#
+#     loss = sum(model.loss(x0, xT, d0, dT, conditions, which, noise))        Eq. 15
+#     optimiser.zero_grad(), loss.backward(), optimiser.step()                AdamW
+
+
 # ---- 6  Sampler: from control cells to predictions -----------------------------------------------
 
 
 def euler_maruyama_step(x, xT, t, h, sigma, noise):
     """x_{t+h} (B, N) by the drift to a predicted end and fresh noise: Eq. 16.
 
-    The last step leaves noise of variance sigma^2 h on the end.
+    The last step arrives at the predicted end, and leaves noise of variance sigma^2 h on it.
     """
     z = noise.normal(x)
     return x + h * bridge_drift(x, xT, t) + sigma * math.sqrt(h) * z
@@ -428,8 +463,9 @@ def ctmc_step(d, p_on, t, h, noise):
     """d_{t+h} (B, N): with probability h / (T - t) a gene is drawn anew from p_on, Eq. 17.
 
     That is delta + h (p - delta) / (T - t). (The printed Eq. 17 adds h p / (T - t) without taking
-    it from the present state, and so sums to 1 + h / (T - t).) For kappa = t it solves Eq. 13
-    exactly while p_on stands still, and the last step draws every gene anew.
+    it from the present state, and so sums to 1 + h / (T - t).) It follows the rate of Eq. 13
+    exactly while p_on stands still: a gene has not jumped with probability 1 - h / (T - t), and of
+    several jumps only the last one counts. The last step of all draws every gene anew.
     """
     jumps = noise.uniform(d) < h / (1 - t)
     drawn = (noise.uniform(d) < p_on).to(d)
@@ -440,8 +476,9 @@ def ctmc_step(d, p_on, t, h, noise):
 def sample(model, x0, d0, conditions, noise, trace=None):
     """Predict perturbed cells from control cells x0, d0 (B, N) of one condition: Eq. 16 to 18.
 
-    Returns x_T * d_T (B, N), the prediction (Eq. 18), and x_T (B, N) alone. Negative values become
-    0, as in the released code. trace: a list that collects (x_t, d_t) of every step.
+    conditions: that one, C = 1. Returns x_T * d_T (B, N), the prediction (Eq. 18), and x_T (B, N)
+    alone. Negative levels become 0, as in the authors' code. trace: a list that collects (x_t, d_t)
+    before every step.
     """
     model.eval()
     which = torch.zeros(len(x0), dtype=torch.long, device=x0.device)

@@ -1,270 +1,388 @@
-"""How fast everything is, beside a limit: this machine's own matrix products and memory, AnnData's, SciPy's and POT's own time.
+"""How fast everything is, each row beside what limits it, measured in the same run.
 
-    python tests/bench.py                      training step, optimiser, sampler, pairing, gene network and loading: one table
+    python tests/bench.py                     training step, optimiser, sampler, pairing, gene
+                                              network, loading
     python tests/bench.py --genes 2000 --batch 64 512 --device cuda
-    python tests/bench.py --evaluation 350     the metrics on so many cells a side of 5,000 genes, against a loop of SciPy over the genes; and scoring
-                                               26 conditions of twice as many
-    python tests/bench.py --disk 1000000       a file of so many cells trained on from memory and from disk, by a small network on random pairs, so that reading weighs
-                                               more: speed and memory of both
+    python tests/bench.py --evaluation 350    the metrics on so many cells a side of 5,000 genes,
+                                              and scoring 26 conditions of twice as many
+    python tests/bench.py --disk 1000000      a file of so many cells, trained on from memory and
+                                              mapped from disk
 
-Untrained weights and random sparse cells: the speed does not depend on either.
+The limits are this machine's own matrix products and memory, AnnData, SciPy and POT, with nothing
+around them. Every time is the shortest of a few, because other processes only add to it. Weights
+are untrained and cells random: the speed depends on neither. Axes: B cells of a batch, N genes.
 """
+
 import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import anndata
 import numpy as np
 import ot
 import pandas as pd
 import torch
-from scipy import optimize, sparse, stats
+from scipy import sparse, stats
+from torch.autograd import DeviceType
 from torch.profiler import profile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path.insert(0, ROOT)  # Python itself adds the folder of this file
 
-import data  # noqa: E402  (the path comes first)
+import departures  # noqa: E402
 import evaluate  # noqa: E402
-from departures import (ActiveValues, Departures, Settings, fit_structural_equations, joint_loss, pair, put,  # noqa: E402
-                        regularisation, sample, transport_cost)
-from sample import Cells, active_values  # noqa: E402
-from toy_data import simulate_screen  # noqa: E402
+import sample  # noqa: E402
+import screens  # noqa: E402
+import toy_data  # noqa: E402
+import train  # noqa: E402
+from examples import screen_with  # noqa: E402
+
+CONDITIONS = 41  # of the random screen, the controls among them
+NETWORK_STEPS = 800  # of the gene network's fit
 
 
-def seconds(f, device="cpu", repeats=5):
-    """Median time of f() after one warm-up."""
+def seconds(work, device="cpu", repeats=5):
+    """The shortest time of work(), after one warm-up."""
     times = []
     for _ in range(repeats + 1):
         if device != "cpu":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        f()
+        work()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+    return min(times[1:])
 
 
-# ------------------------------------------------------------------------------------------------- files of many cells
-
-def large_screen(path, cells, genes, drugs=20, density=0.05):
-    """Write a screen of drugs at 4 doses in 3 cell types: counts, CSR."""
-    rng, per_cell = np.random.default_rng(0), int(genes * density)
-    liking = rng.gumbel(size=(2000, genes)) + rng.normal(0, 1.5, genes)    # 2,000 patterns of genes, some expressed more often than others
-    indices = np.sort(np.argsort(-liking)[:, :per_cell])[rng.integers(0, 2000, cells)].ravel().astype(np.int32)
-    X = sparse.csr_matrix((rng.poisson(0.5, indices.size).astype(np.float32) + 1, indices, np.arange(0, indices.size + 1, per_cell)), (cells, genes))
-    drug = rng.integers(-max(1, drugs // 16), drugs, cells)                # 6 % controls
-    obs = pd.DataFrame({"condition": np.where(drug < 0, "control", np.char.add("drug", drug.astype(str))), "dose_val":
-                        rng.choice([0.001, 0.01, 0.1, 1.0], cells), "cell_type": rng.choice(["A549", "K562", "MCF7"], cells)})
-    obs.index = obs.index.astype(str)
-    anndata.AnnData(X, obs.astype({"condition": "category", "cell_type": "category"})).write_h5ad(path)
-    print(f"{cells:,} cells x {genes:,} genes, {os.path.getsize(path) / 2 ** 30:.2f} GiB on disk", flush=True)
+def row(what, value, limit="", note=""):
+    """Print a row; two times in seconds are set beside each other."""
+    reached = ""
+    if limit:
+        reached = f"{limit / value:.0%}"
+        value = f"{value * 1e3:,.1f} ms"
+        limit = f"{limit * 1e3:,.1f} ms"
+    print(f"{what:44} {value:>12} {limit:>12} {reached:>8}  {note}", flush=True)
 
 
-def train_on(path, out, *options, **environment):
-    """Run train.py on a file: (seconds of its epochs, peak of all memory, peak of what is not mapped from files), the last two in GiB."""
-    process = subprocess.Popen([sys.executable, f"{ROOT}/train.py", "--data", path, "--test-fraction", "0.02", "--out", out, *options],
-                               env={**os.environ, **environment})
-    peak = {"RssAnon": 0, "VmHWM": 0}
-    while process.poll() is None:
-        time.sleep(0.05)
-        try:
-            now = dict(line.split(":", 1) for line in open(f"/proc/{process.pid}/status").read().splitlines())
-            peak = {name: max(most, int(now[name].split()[0])) for name, most in peak.items()}
-        except (OSError, KeyError):                                        # it has just ended
-            pass
-    assert process.returncode == 0
-    return pd.read_csv(f"{out}/log.csv")["seconds"].sum(), peak["VmHWM"] / 2 ** 20, peak["RssAnon"] / 2 ** 20
+# ---- Training and sampling -----------------------------------------------------------------------
 
 
-def disk(cells, genes):
-    with tempfile.TemporaryDirectory() as folder:
-        large_screen(f"{folder}/big.h5ad", cells, genes)
-        took = {}
-        for place, limit in (("memory", 64), ("disk", 0.1)):
-            took[place], both, own = train_on(f"{folder}/big.h5ad", f"{folder}/{place}", "--epochs", "1", "--batch", "1024", "--width", "64",
-                                               "--pairing", "random", DEPARTURES_MEMORY=str(limit))
-            print(f"from {place:6}  an epoch in {took[place]:6.0f} s    peak memory {own:.2f} GiB, {both:.2f} with mapped files", flush=True)
-        print(f"from disk at {took['memory'] / took['disk']:.0%} of the speed")
-
-
-# ------------------------------------------------------------------------------------------------------------- scoring
-
-def evaluation(cells, genes=5000):
-    """Time of each metric; the Wasserstein distance also by SciPy, one gene at a time, to the same result."""
+def random_screen(n_genes, n_cells=2000):
+    """A screen of sparse random cells of one type: the controls and one group for each target."""
     rng = np.random.default_rng(0)
-    x, y = (rng.exponential(size=(n, genes)).astype(np.float32) * (rng.random((n, genes)) < 0.2) for n in (cells, cells))
-    for name, other in (("equal", y), ("unequal", y[:-7])):
-        expected = []
-        loop = seconds(lambda: expected.append(np.mean([stats.wasserstein_distance(a, b) for a, b in zip(x.T, other.T)])), "cpu", 1)
-        ours = seconds(lambda: evaluate.emd(x, other), "cpu", 5)
-        assert abs(evaluate.emd(x, other) - expected[0]) < 1e-5
-        print(f"EMD, {name} sizes    {ours * 1e3:8.1f} ms    SciPy's loop takes {loop / ours:.0f} times as long")
-    gamma = evaluate.gamma_by_median(x)
-    for name, f in (("E-distance", lambda: evaluate.e_distance(x, y)), ("MMD2", lambda: evaluate.mmd2(x, y, gamma)),
-                    ("Welch's t", lambda: evaluate.welch_t(x, y))):
-        print(f"{name:18} {seconds(f, 'cpu', 5) * 1e3:8.1f} ms")
+    X = sparse.random(n_cells, n_genes, 0.1, "csr", dtype=np.float32, rng=rng)
+    names = np.array([screens.CONTROL, *[f"g{i}" for i in range(CONDITIONS - 1)]])
+    perturbation = names[np.arange(n_cells) % CONDITIONS]
+    return screen_with(X.toarray(), perturbation, ["a"] * n_cells)
 
 
-def scoring(cells, genes=5000, held_out=26, training=40):
-    """Time of scoring as many held-out conditions as Adamson's, of so many cells each, beside every baseline."""
-    rng, names = np.random.default_rng(0), [f"g{i}" for i in range(held_out + training)]
-    n = (1 + len(names)) * cells
-    adata = anndata.AnnData(sparse.random(n, genes, 0.1, "csr", dtype=np.float32, rng=rng), pd.DataFrame(
-        {"condition": np.repeat(["ctrl", *names], cells)}, map(str, range(n))), pd.DataFrame(index=[f"g{i}" for i in range(genes)]))
-    with tempfile.TemporaryDirectory() as folder:
-        adata.write_h5ad(f"{folder}/big.h5ad")
-        screen = data.prepare(f"{folder}/big.h5ad", test=names[:held_out])
-    predicted = {key: screen.X[rows] for key, rows in screen.groups.items() if key in screen.held_out}
-    start = time.perf_counter()
-    evaluate.summarise(evaluate.score(screen, predicted))
-    print(f"scoring {held_out} conditions of {cells} cells x {genes:,} genes, {len(evaluate.BASELINES) + 2} methods: {time.perf_counter() - start:.0f} s")
+class TrainingStep:
+    """A call is one step of training on a random batch, by the functions of train.py.
+
+    The gene network, which is fitted once before training, is left empty.
+    """
+
+    def __init__(self, screen, batch, device):
+        settings = departures.ImprovedSettings(grn="none")
+        host = torch.Generator().manual_seed(0)
+        groups = list(screen.training_groups())
+        self.batch = batch
+        self.rng = np.random.default_rng(0)
+        self.noise = train.SharedNoise(departures.Noise(0, device), batch)
+        self.model = train.build(screen, settings, device).train()
+        self.data = train.TrainingData(self.model, screen, groups, device)
+        self.pairs = train.draw_pairs(screen, self.data.cells, groups, settings, host, device)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), fused=True)
+
+    def loss(self):
+        """The loss of a random batch."""
+        batch = self.rng.integers(len(self.pairs.end), size=self.batch)
+        return self.data.losses(self.pairs, batch, batch, self.noise).sum()
+
+    def __call__(self):
+        train.descend(self.optimiser, self.loss())
 
 
-# ------------------------------------------------------------------------------------------------------------ the table
+def network_products(model, batch, device):
+    """The matrix products of both networks alone, every layer in its own shape.
 
-def row(what, value, limit="", share=""):
-    print(f"{what:40} {value:>22}    {limit:50} {share:>5}", flush=True)
-
-
-def random_screen(N, device):
-    """(cells, a model of N genes, 40 targets and one cell type, its if-expressed values, its conditions)."""
-    X = sparse.random(2000, N, 0.1, "csr", dtype=np.float32, rng=np.random.default_rng(0))
-    groups = np.array_split(np.arange(2000), 41)                           # group 0 holds the controls
-    model = Departures(Settings(), [f"g{i}" for i in range(N)], [f"g{i}" for i in range(40)], ["a"])
-    model.add_cell_type("a", np.full(N, 0.1), np.full(N, 0.5), np.full(N, 0.1), 50)
-    model.encoder.seen[:] = model.encoder.seen_pair[:] = True
-    values = ActiveValues(*active_values(X, groups), device)
-    return X, model.to(device), values, [model.condition([(f"g{i}", 1.0)], "a") for i in range(40)]
-
-
-def products(model, B, device):
-    """Of the trunks' matrix products on a batch: FLOP of a step, seconds of the forward pass, and of the step (backward: the gradients of the
-    weights, and but for the first layer of the inputs) when nothing else is done, every layer in its own shape."""
-    flop = forward = backward = 0.0
+    FLOP of a step, seconds of the forward pass, and seconds of the backward pass: the gradients of
+    the weights and, but for the first layers, of the inputs.
+    """
+    flop = 0
+    forward = 0.0
+    backward = 0.0
     for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and "trunk" in name:
-            w, first = layer.weight.detach(), name.endswith("state")
-            x, g = torch.randn(B, w.shape[1], device=device), torch.randn(B, w.shape[0], device=device)
-            forward += seconds(lambda: x @ w.T, device, 20)
-            backward += seconds(lambda: g.T @ x if first else (g @ w, g.T @ x), device, 20)
-            flop += (4 if first else 6) * B * w.numel()
-    return flop, forward, forward + backward
+        if isinstance(layer, torch.nn.Linear) and name.startswith(("x_network", "d_network")):
+            weight = layer.weight.detach()
+            x = torch.randn(batch, weight.shape[1], device=device)
+            gradient = torch.randn(batch, weight.shape[0], device=device)
+            forward += seconds(partial(torch.mm, x, weight.T), device, 20)
+            backward += seconds(partial(torch.mm, gradient.T, x), device, 20)
+            flop += 4 * batch * weight.numel()
+            if not name.endswith("state"):
+                backward += seconds(partial(torch.mm, gradient, weight), device, 20)
+                flop += 2 * batch * weight.numel()
+    return flop, forward, backward
 
 
-def networks(N, B, device, bandwidth):
-    """Rows of the training step, the optimiser and the sampler; returns the seconds of a step."""
-    X, model, values, conditions = random_screen(N, device)
-    optimiser, rng, cells = torch.optim.AdamW(model.parameters(), fused=True), np.random.default_rng(0), Cells(X, device)
-
-    def loss():
-        rows, which = rng.integers(0, 2000, (2, B)), rng.integers(0, 40, B)
-        distinct, place = np.unique(which, return_inverse=True)
-        place, populations = (put(cells.device, a) for a in (place, np.stack([0 * which, which + 1], 1)))
-        return sum(joint_loss(model, cells(rows[0]), cells(rows[1]), [conditions[c] for c in distinct], place, populations, values))
-
-    def step():
-        model.train()
-        optimiser.zero_grad()
-        loss().backward()
-        optimiser.step()
-
-    def draw():
-        sample(model, cells(np.arange(512)), conditions[0], values)
-
-    flop, _, whole = products(model, B, device)
-    took, update = seconds(step, device, 20), seconds(optimiser.step, device, 20)
-    bytes_moved = 7 * 4 * sum(p.numel() for p in model.parameters() if p.grad is not None)     # reads weight, gradient, 2 moments; writes three
-    name = f"{N:,} genes, batch {B}"
-    row(f"training step, {name}", f"{took * 1e3:.1f} ms", f"matrix products {whole * 1e3:.1f} ms ({flop / whole / 1e9:,.0f} GFLOP/s)", f"{whole / took:.0%}")
+def share_of_products(step, device):
+    """Which share of five steps the profiler sees in matrix products."""
     with profile() as record:
-        step()
-    times = {event.key: event.self_cpu_time_total + event.self_device_time_total for event in record.key_averages()}
-    row("   in matrix products, by the profiler", f"{sum(times.get(f'aten::{name}', 0) for name in ('mm', 'addmm')) / sum(times.values()):.0%}")
-    row("   of it the optimiser", f"{update * 1e3:.1f} ms", f"memory {bytes_moved / bandwidth * 1e3:.1f} ms ({bandwidth / 1e9:.0f} GB/s)", f"{bytes_moved / bandwidth / update:.0%}")
-    own, kept = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}, {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}), x)[1], lambda x: x):
-        model.train()
-        loss()
-    row("   kept for its backward pass", f"{sum(size for place, size in kept.items() if place not in own) / 1e6:.0f} MB")
-    if B == 64:
-        (_, forward, _), took_512 = products(model, 512, device), seconds(draw, device, 1)
-        row(f"sampling, {N:,} genes, 50 steps", f"{512 / took_512:.0f} cells/s", f"matrix products {512 / forward / 50:.0f} cells/s", f"{forward * 50 / took_512:.0%}")
+        for _ in range(5):
+            step()
+    clock = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    # Of operations, not of the kernels they start: else a GPU's time would count twice.
+    events = [event for event in record.key_averages() if event.device_type == DeviceType.CPU]
+    times = {event.key: getattr(event, clock) for event in events}
+    return (times.get("aten::mm", 0) + times.get("aten::addmm", 0)) / sum(times.values())
+
+
+def kept_for_backward(step):
+    """How many bytes a loss keeps for its gradient, beside the model's own."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step.loss()
+    for tensor in [*step.model.parameters(), *step.model.buffers()]:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+def training_rows(step, device, bandwidth):
+    """Rows of a training step; returns its seconds."""
+    flop, forward, backward = network_products(step.model, step.batch, device)
+    limit = forward + backward
+    took = seconds(step, device, 20)
+    trained = sum(p.numel() for p in step.model.parameters() if p.grad is not None)
+    n_genes = len(step.model.genes)
+    rate = f"matrix products, {flop / limit / 1e9:,.0f} GFLOP/s"
+    row(f"training step, {n_genes:,} genes, batch {step.batch}", took, limit, rate)
+    row("   in matrix products, by the profiler", f"{share_of_products(step, device):.0%}")
+    update = seconds(step.optimiser.step, device, 20)
+    # Weight, gradient and two moments are read, all but the gradient written: 7 float32.
+    moved = 7 * 4 * trained / bandwidth
+    row("   of it the optimiser", update, moved, f"memory, {bandwidth / 1e9:.0f} GB/s")
+    row("   kept for its backward pass", f"{kept_for_backward(step) / 1e6:.0f} MB")
     return took
 
 
-def pairing(cells, size, device, step):
-    """Rows of the pairing of simulated cells: its time beside that of POT alone, and as a share of the steps on the same cells."""
-    xT, x0 = torch.from_numpy(cells[:2 * size].toarray()).to(device).unflatten(0, (2, size))
-    C = transport_cost(xT, x0)
+def sampling_row(model, screen, device, n=512):
+    """A row of the sampler on a batch of cells."""
+    cells = screens.Cells(screen.X, device)
+    values = sample.control_values(model, screen, device)
+    predict = partial(sample.predict, model, screen, cells, "g0", "a", n, values, 0, device)
+    took = seconds(predict, device, 2)
+    limit = model.settings.steps * network_products(model, n, device)[1]
+    note = f"matrix products; {n / took:.0f} cells/s of {n / limit:.0f}"
+    row(f"sampling {n} cells, {model.settings.steps} steps", took, limit, note)
+
+
+# ---- Pairing, gene network, loading --------------------------------------------------------------
+
+
+def pairing_row(cells, method, size, device, step):
+    """A row of a transport plan, beside POT alone and beside training on its pairs.
+
+    cells: simulated, more than twice as many as the plan's size; step: seconds of a pair's share of
+    a training step.
+    """
+    xT, x0 = torch.from_numpy(cells[: 2 * size].toarray()).to(device).split(size)
+    settings = departures.ImprovedSettings(pairing=method)
+    noise = departures.Noise(0, device)
+    C = departures.transport_cost(xT, x0)
+    epsilon = departures.regularisation(C, settings.cost, settings.epsilon, settings.sigma)
     uniform = C.new_full((size,), 1 / size)
-    for method, alone in (("entropic", lambda: ot.bregman.sinkhorn_log(uniform, uniform, C, regularisation(C, "sqeuclidean", "0.05", 0.2), stopThr=1e-4 / size)),
-                          ("exact", lambda: ot.emd(uniform.cpu().double().numpy(), uniform.cpu().double().numpy(), C.cpu().double().numpy()))):
-        took, pots = (seconds(f, device) * 1000 / size for f in (lambda: pair(xT, x0, Settings(pairing=method)), alone))
-        row(f"pairing 1,000 cells, {method}, plans of {size}", f"{took * 1e3:.0f} ms", f"POT alone {pots * 1e3:.0f} ms", f"{pots / took:.0%}")
-        row("   as a share of training on them", f"{took / (step * 1000):.1%}")
+
+    def pair():
+        plan = departures.pair(xT, x0, settings, noise)[1]
+        train.marginal_error(plan)
+        train.plan_information(plan)
+
+    def pot_alone():
+        if method == "exact":
+            ot.emd(*[v.double().cpu().numpy() for v in (uniform, uniform, C)])
+        else:
+            ot.bregman.sinkhorn_log(uniform, uniform, C, epsilon, stopThr=1e-4 / size)
+
+    took = seconds(pair, device, 20) * 1000 / size
+    limit = seconds(pot_alone, device, 20) * 1000 / size
+    note = f"POT alone; {took / (1000 * step):.1%} of training on them"
+    row(f"pairing 1,000 cells, {method}, plans of {size}", took, limit, note)
 
 
-def gene_network(N, device, targets=60):
-    """Rows of the structural network's fit: ten of its steps, and what all of them (800 in each of 4 folds) would take."""
-    x = torch.randn(1000, N, device=device)
-    S, nodes, shift = x.T @ x / 1000, torch.arange(targets, device=device), torch.zeros(targets, N, device=device)
-    S = S / S.diagonal().sqrt()[:, None] / S.diagonal().sqrt()
-    fit = lambda steps: fit_structural_equations(S, 1000, nodes, -torch.eye(targets, device=device), shift, shift[:, :1] + 0.1, steps=steps)       # noqa: E731
-    took = (seconds(lambda: fit(12), device, 1) - seconds(lambda: fit(2), device, 1)) / 10
-    L = torch.randn(N, targets + 6, device=device)
-    limit = seconds(lambda: S @ L, device)
-    row(f"gene network, {N:,} genes, {targets} targets", f"{took * 3200:.0f} s", f"one product with the correlations {limit * 3200:.0f} s", f"{limit / took:.0%}")
+def gene_network_row(n_genes, device, nodes=60):
+    """A row of a step of the gene network's fit."""
+    S = torch.corrcoef(torch.randn(n_genes, 1000, device=device))
+    knock = -torch.eye(nodes, device=device)
+    shift = torch.zeros(nodes, n_genes, device=device)
+    places = torch.arange(nodes, device=device)
+    fit = partial(departures.fit_structural_equations, S, 1000, places, knock, shift, 0.1)
+    long = seconds(partial(fit, steps=22), device, 2)
+    took = (long - seconds(partial(fit, steps=2), device, 2)) / 20
+    loadings = torch.randn(n_genes, nodes + 6, device=device)  # the nodes' and the factors'
+    limit = seconds(partial(torch.mm, S, loadings), device)
+    note = f"one product; the fit takes {NETWORK_STEPS} steps, {NETWORK_STEPS * took:.0f} s"
+    row(f"gene network's step, {nodes} nodes", took, limit, note)
 
 
-def loading(N, cells=20_000):
+def large_screen(path, n_cells, n_genes, drugs=20, density=0.05):
+    """Write a screen of drugs at 4 doses in 3 cell types: counts, CSR, 6 % of them controls."""
+    rng = np.random.default_rng(0)
+    per_cell = int(n_genes * density)
+    # 2,000 patterns of genes, some of which are expressed more often than others.
+    liking = rng.gumbel(size=(2000, n_genes)) + rng.normal(0, 1.5, n_genes)
+    patterns = np.sort(np.argsort(-liking)[:, :per_cell])
+    columns = patterns[rng.integers(0, 2000, n_cells)].ravel().astype(np.int32)
+    counts = rng.poisson(0.5, columns.size).astype(np.float32) + 1
+    ends = np.arange(0, columns.size + 1, per_cell)
+    drug = rng.integers(-max(1, drugs // 16), drugs, n_cells)
+    obs = pd.DataFrame(
+        {
+            "condition": np.where(drug < 0, "control", np.char.add("drug", drug.astype(str))),
+            "dose_val": rng.choice([0.001, 0.01, 0.1, 1.0], n_cells),
+            "cell_type": rng.choice(["A549", "K562", "MCF7"], n_cells),
+        },
+        index=np.arange(n_cells).astype(str),
+    ).astype({"condition": "category", "cell_type": "category"})
+    X = sparse.csr_matrix((counts, columns, ends), (n_cells, n_genes))
+    anndata.AnnData(X, obs).write_h5ad(path)
+
+
+def loading_row(n_cells=20_000, n_genes=2000):
+    """A row of reading a file, and all that is understood of it."""
     with tempfile.TemporaryDirectory() as folder:
-        large_screen(f"{folder}/big.h5ad", cells, N)
-        ours, theirs = (seconds(lambda: read(f"{folder}/big.h5ad"), repeats=3) for read in (data.read_screen, anndata.read_h5ad))
-    row(f"loading {cells:,} cells", f"{ours:.2f} s", f"AnnData alone {theirs:.2f} s", f"{theirs / ours:.0%}")
+        large_screen(f"{folder}/big.h5ad", n_cells, n_genes)
+        took = seconds(partial(screens.read_screen, f"{folder}/big.h5ad"))
+        limit = seconds(partial(anndata.read_h5ad, f"{folder}/big.h5ad"))
+    row(f"loading {n_cells:,} cells x {n_genes:,} genes", took, limit, "AnnData alone")
 
 
-def fit(points):
-    """Fit a step's seconds, {(N, B): seconds}, to what it does: FLOP of the trunks, elements of cells, of conditions, and parameters."""
-    H, conditions = Settings().width, lambda B: 40 * (1 - (39 / 40) ** B)  # distinct ones among B draws from 40  # noqa: E731
-    terms = np.array([(24 * B * N * H, B * N, conditions(B) * N, (5 * H + 130) * N) for N, B in points])
-    took = np.array(list(points.values()))
-    weights = optimize.nnls(terms / took[:, None], np.ones(len(took)))[0]
-    wrong = np.abs(terms @ weights / took - 1).max()
-    print("a step takes about 24 B N H / {:.0f} GFLOP/s + {:.1f} ns x B N + {:.1f} ns x C N + {:.2f} ns x parameters, N genes, B pairs, C distinct conditions, "
-          "H = {} hidden units: within {:.0%} of the above".format(1e-9 / max(weights[0], 1e-15), *(1e9 * weights[1:]), H, wrong))
+def table(genes, batches, device):
+    """All rows for some numbers of genes and sizes of batches."""
+    here, there = torch.ones(2, 2**26, device=device)
+    bandwidth = 2 * here.nbytes / seconds(partial(there.copy_, here), device)
+    print(f"{device}, {torch.get_num_threads()} threads\n{'took':>57} {'limit':>12}  reached")
+    for n_genes in genes:
+        screen = random_screen(n_genes)
+        per_pair = []
+        for batch in batches:
+            step = TrainingStep(screen, batch, device)
+            per_pair.append(training_rows(step, device, bandwidth) / batch)
+        sampling_row(step.model, screen, device)
+        cells = toy_data.simulate_screen(n_genes, 2, 1100, seed=0).X
+        pairing_row(cells, "entropic", 64, device, per_pair[0])
+        pairing_row(cells, "exact", 512, device, per_pair[0])
+        gene_network_row(n_genes, device)
+    loading_row()
+
+
+# ---- Scoring, files bigger than memory -----------------------------------------------------------
+
+
+def metric_rows(n_cells, n_genes=5000):
+    """Rows of the metrics; the Wasserstein distance beside SciPy's, one gene at a time."""
+    rng = np.random.default_rng(0)
+    level = rng.exponential(size=(2, n_cells, n_genes)).astype(np.float32)
+    x, y = level * (rng.random(level.shape) < 0.2)
+    gamma = evaluate.gamma_by_median(x)
+
+    def loop(other):
+        return np.mean(list(map(stats.wasserstein_distance, x.T, other.T)))
+
+    for name, other in (("equal", y), ("unequal", y[:-7])):
+        assert abs(evaluate.emd(x, other) - loop(other)) < 1e-5
+        took = seconds(partial(evaluate.emd, x, other))
+        times = seconds(partial(loop, other), repeats=1) / took
+        note = f"SciPy's loop takes {times:.0f} times as long"
+        row(f"EMD, {name} sizes", f"{took * 1e3:.1f} ms", note=note)
+    row("E-distance", f"{seconds(partial(evaluate.e_distance, x, y)) * 1e3:.1f} ms")
+    row("MMD2", f"{seconds(partial(evaluate.mmd2, x, y, gamma)) * 1e3:.1f} ms")
+    row("Welch's t", f"{seconds(partial(evaluate.welch_t, x, y)) * 1e3:.1f} ms")
+
+
+def scoring_row(n_cells, n_genes=5000, held_out=26, training=40):
+    """A row of scoring as many held-out conditions as Adamson's by all methods."""
+    names = [f"g{i}" for i in range(n_genes)]
+    conditions = ["ctrl", *names[: held_out + training]]
+    n = len(conditions) * n_cells
+    X = sparse.random(n, n_genes, 0.1, "csr", dtype=np.float32, rng=np.random.default_rng(0))
+    obs = pd.DataFrame({"condition": np.repeat(conditions, n_cells)}, map(str, range(n)))
+    with tempfile.TemporaryDirectory() as folder:
+        anndata.AnnData(X, obs, pd.DataFrame(index=names)).write_h5ad(f"{folder}/big.h5ad")
+        screen = screens.prepare(f"{folder}/big.h5ad", test=names[:held_out])
+    predicted = {key: screen.X[screen.groups[key]] for key in screen.held_out}
+    start = time.perf_counter()
+    evaluate.summarise(evaluate.score(screen, predicted))
+    took = time.perf_counter() - start
+    row(f"scoring {held_out} conditions of {n_cells} cells", f"{took:.0f} s")
+
+
+def epoch_row(place, path, out, gibibytes):
+    """A row of an epoch by a small network on random pairs, so that reading weighs more.
+
+    gibibytes: what the file's values may take in memory.
+    """
+    where = ["--data", path, "--out", out]
+    small = ["--epochs", "1", "--batch", "1024", "--width", "64"]
+    by_chance = ["--test-fraction", "0.02", "--pairing", "random"]
+    command = [sys.executable, f"{ROOT}/train.py", *where, *small, *by_chance]
+    environment = {**os.environ, "DEPARTURES_MEMORY": str(gibibytes)}
+    process = subprocess.Popen(command, env=environment)
+    peak = {"RssAnon": 0, "VmHWM": 0}  # in KiB; without and with what is mapped from files
+    while process.poll() is None:
+        time.sleep(0.05)
+        with open(f"/proc/{process.pid}/status") as file:  # without these lines once it has ended
+            for name, value in (line.split(":", 1) for line in file):
+                if name in peak:
+                    peak[name] = max(peak[name], int(value.split()[0]))
+    if process.returncode:
+        raise SystemExit(f"train.py ended with {process.returncode}")
+    took = pd.read_csv(f"{out}/log.csv")["seconds"].sum()
+    own, both = (kibibytes / 2**20 for kibibytes in peak.values())
+    note = f"memory {own:.2f} GiB, {both:.2f} with mapped files"
+    row(f"an epoch from {place}", f"{took:.0f} s", note=note)
+
+
+def disk_rows(n_cells, n_genes=2000):
+    """Rows of training on a file from memory and from disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/big.h5ad"
+        large_screen(path, n_cells, n_genes)
+        size = os.path.getsize(path) / 2**30
+        print(f"{n_cells:,} cells x {n_genes:,} genes, {size:.2f} GiB on disk", flush=True)
+        epoch_row("memory", path, f"{folder}/memory", 64)
+        epoch_row("disk", path, f"{folder}/disk", 0.1)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Read the command line, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--genes", type=int, nargs="+", default=[1000, 2000, 5000])
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--device", default="cpu")
-    for name in ("evaluation", "disk"):
-        parser.add_argument(f"--{name}", type=int, metavar="CELLS")
+    parser.add_argument("--evaluation", type=int, metavar="CELLS")
+    parser.add_argument("--disk", type=int, metavar="CELLS")
     args = parser.parse_args()
     if args.evaluation:
-        evaluation(args.evaluation)
-        return scoring(2 * args.evaluation)
-    if args.disk:
-        return disk(args.disk, 2000)
-    here, there = torch.ones(2, 2 ** 26, device=args.device)
-    bandwidth = 2 * 4 * 2 ** 26 / seconds(lambda: there.copy_(here), args.device)
-    print(f"{args.device}, {torch.get_num_threads()} threads")
-    row("", "", "limit", "reached")
-    points = {}
-    for N in args.genes:
-        points.update({(N, B): networks(N, B, args.device, bandwidth) for B in args.batch})
-        screen = simulate_screen(N, 2, 1100, seed=0)
-        for size in (64, 512):
-            pairing(screen.X, size, args.device, points[N, args.batch[0]] / args.batch[0])
-        gene_network(N, args.device)
-    loading(2000)
-    fit(points)
+        metric_rows(args.evaluation)
+        scoring_row(2 * args.evaluation)
+    elif args.disk:
+        disk_rows(args.disk)
+    else:
+        table(args.genes, args.batch, args.device)
 
 
 if __name__ == "__main__":

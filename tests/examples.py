@@ -1,18 +1,28 @@
 """Small screens for the tests: built in memory, or written in the forms that users really have.
 
 `write(name, folder)` writes one of FORMS as an h5ad with the real file's columns, labels, matrix
-and `uns` keys. All cells are random.
+and `uns` keys. All cells are random. `Oracle` is a model of known answers. `Script` runs a script
+in a process of its own.
 """
 
+import importlib
+import multiprocessing
 import os
+import runpy
+import signal
+import sys
+import tempfile
+from pathlib import Path
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
 import screens
+from departures import Departures
 
 SYMBOLS = [
     "KLF1",
@@ -374,3 +384,98 @@ def write(name, folder):
     path = str(folder / f"{name}.h5ad")
     FORMS[name](path)
     return path
+
+
+# ---- Models --------------------------------------------------------------------------------------
+
+
+class Oracle(Departures):
+    """The model of Part I with known answers in place of both networks'. It notes what they see.
+
+    endpoint and log_odds: numbers, or tensors that fit (B, N). asked: [(t, x, d, condition)].
+    """
+
+    def __init__(self, settings, n_genes, endpoint, log_odds):
+        genes = [f"g{i}" for i in range(n_genes)]
+        super().__init__(settings, genes, ["g0", "g1"], ["a", "b"])
+        self.answers = endpoint, log_odds
+        self.asked = []
+
+    def predict(self, t, x, d, condition):
+        """What is known of both ends."""
+        self.asked.append((t, x, d, condition))
+        return tuple(torch.as_tensor(answer).expand_as(x) for answer in self.answers)
+
+
+# ---- Scripts, in processes of their own ----------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+FORKS = multiprocessing.get_context("forkserver")  # a hundred processes, and torch is loaded once
+FORKS.set_forkserver_preload(["train", "pytest", "torch._dynamo"])  # the last one for AdamW
+
+
+class Script:
+    """`python ARGUMENTS` in a folder, started at once, with what it printed and how it ended.
+
+    first: a function of a test file that the process calls before, to change something there.
+    environment: variables for the process.
+    """
+
+    def __init__(self, folder, *arguments, first=None, **environment):
+        self.files = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self.files]
+        first = first and (first.__code__.co_filename, first.__name__)  # a file, for it to import
+        task = (str(folder), list(map(str, arguments)), first, environment, names)
+        multiprocessing.current_process()._config.pop("daemon", None)  # as workers of mutants are
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"  # for the server of the forks
+        self.process = FORKS.Process(target=run_as_script, args=task)
+        self.process.start()
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+    def ended(self, seconds=120):
+        """Wait for its end: (exit code, what it printed, what it printed on stderr)."""
+        self.process.join(seconds)
+        self.process.kill()  # gone, or it hangs
+        self.process.join()
+        return self.process.exitcode, *[file.read() for file in self.files]
+
+
+def run_as_script(folder, arguments, first, environment, names):
+    """Of `Script`, in its process."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    for number, name in enumerate(names, start=1):
+        os.dup2(os.open(name, os.O_WRONLY), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run unattended
+    torch.set_num_threads(1)
+    if first is not None:
+        file, name = first
+        runpy.run_path(file)[name]()
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def without_figures():
+    """In the process of a Script: draw nothing, which takes longer than all else."""
+    report = [importlib.import_module(f"report.{name}") for name in ("training", "scores", "paths")]
+    scripts = [importlib.import_module(name) for name in ("evaluate", "sample")]
+    for module in [*report, *scripts]:
+        for name in ("draw_loss", "draw_scores", "draw_paths"):
+            setattr(module, name, nothing)
+
+
+def without_scores():
+    """In the process of a Script: train and sample only."""
+    without_figures()
+    importlib.import_module("evaluate").evaluate_run = nothing
+
+
+def nothing(*arguments, **options):
+    """Do nothing, in the place of something else."""

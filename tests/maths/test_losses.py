@@ -1,0 +1,470 @@
+"""The losses (Eq. 9, 14 and 15), what they are computed on, and the Cauchy prior (additions)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from departures import (
+    Conditions,
+    Departures,
+    ImprovedSettings,
+    Noise,
+    Settings,
+    activation,
+    activation_loss,
+    endpoint_loss,
+    model_class,
+)
+from examples import Oracle
+
+GENES = 6
+
+# Of two conditions: gene 0 in cell type a, gene 1 in cell type b.
+TWO_CONDITIONS = Conditions(torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([0, 1]))
+
+
+def conditions_of(*target_and_type):
+    """Conditions of one target each, -1 for none, in a cell type."""
+    target = torch.tensor([[target] for target, _ in target_and_type])
+    cell_type = torch.tensor([cell_type for _, cell_type in target_and_type])
+    return Conditions(target, torch.ones(target.shape), cell_type)
+
+
+def first_of_all(x):
+    """Every pair belongs to the first condition: (B,)."""
+    return torch.zeros(len(x), dtype=torch.long)
+
+
+def model_of(own, kind="gene"):
+    """An untrained model whose networks and memory answer at random instead of with 0."""
+    torch.manual_seed(0)
+    genes = [f"g{i}" for i in range(GENES)]
+    model = model_class(own)(own, genes, ["g0", "g1"], ["a", "b"], kind)
+    for network in (model.x_network, model.d_network):
+        torch.nn.init.normal_(network.out[2].weight)
+    if own.shifts:
+        for cell_type in ("a", "b"):
+            mean = np.full(GENES, 0.5)
+            model.describe_cell_type(cell_type, mean, 2 * mean, mean, 100)
+        torch.nn.init.normal_(model.encoder.memory.weight)
+        model.encoder.seen_in_type[:] = True
+    model.encoder.seen[:] = True
+    return model
+
+
+def paper(**changed):
+    """The settings of the paper's method, small, with some changed."""
+    own = ImprovedSettings().paper()
+    own.width = 16
+    for name, value in changed.items():
+        setattr(own, name, value)
+    return own
+
+
+def small(**changed):
+    """The default settings, small, with some changed."""
+    return ImprovedSettings(width=16, **changed)
+
+
+class Pairs:
+    """64 pairs: half of the genes are on, the last one is on in no perturbed cell."""
+
+    def __init__(self, cells=64):
+        noise = Noise(0)
+        like = torch.empty(cells, GENES)
+        self.d0 = (noise.uniform(like) < 0.5).float()
+        self.dT = (noise.uniform(like) < 0.5).float()
+        self.dT[:, -1] = 0
+        self.x0 = self.d0 * (1 + noise.uniform(like))
+        self.xT = self.dT * (1 + noise.uniform(like))
+
+    def losses(self, model, conditions=TWO_CONDITIONS, which=None, seed=0):
+        """The losses of a model."""
+        which = first_of_all(self.x0) if which is None else which
+        ends = self.x0, self.xT, self.d0, self.dT
+        return model.loss(*ends, conditions, which, Noise(seed))
+
+
+# ---- The level: Eq. 9 and 10 ---------------------------------------------------------------------
+
+
+def test_a_gene_is_on_where_its_expression_is_not_0():
+    """Eq. 10, in the tensor's own type."""
+    x = torch.tensor([[0.0, 1e-6, 3.5, -0.1]], dtype=torch.float64)
+    assert torch.equal(activation(x), torch.tensor([[0.0, 1, 1, 1]], dtype=torch.float64))
+
+
+@st.composite
+def ends_and_predictions(draw):
+    """x_T and d_T of some cells, and predictions, all (B, N) in float64."""
+    cells = draw(st.integers(1, 6))
+    genes = draw(st.integers(1, 6))
+    noise = Noise(draw(st.integers(0, 999)))
+    like = torch.empty(cells, genes, dtype=torch.float64)
+    dT = (noise.uniform(like) < 0.5).double()
+    xT = dT * (1 + noise.uniform(like))
+    return xT, dT, noise.normal(like)
+
+
+@settings(deadline=None)
+@given(ends_and_predictions())
+def test_eq_9_has_no_gradient_on_silent_genes(case):
+    """It is exactly 0 there, and the loss does not change with what is predicted for them."""
+    xT, dT, predicted = case
+    predicted.requires_grad_()
+    loss = endpoint_loss(xT, predicted, dT)
+    loss.backward()
+    assert not predicted.grad[dT == 0].any()
+    elsewhere = torch.where(dT == 0, 99.0, predicted)
+    assert torch.equal(endpoint_loss(xT, elsewhere, dT), loss)
+
+
+@settings(deadline=None)
+@given(ends_and_predictions())
+def test_the_gradient_of_eq_9_on_expressed_genes(case):
+    """2 (prediction - x_T) / (genes that the cell expresses) / cells."""
+    xT, dT, predicted = case
+    predicted.requires_grad_()
+    endpoint_loss(xT, predicted, dT).backward()
+    expressed = dT.sum(1, keepdim=True).expand_as(dT)
+    expected = 2 * (predicted - xT) / expressed / len(xT)
+    assert torch.allclose(predicted.grad[dT == 1], expected.detach()[dT == 1], atol=1e-12)
+
+
+def test_a_cells_loss_is_the_mean_over_its_own_expressed_genes():
+    """Of squared errors 1 and 4, then of 9 alone; a cell that expresses nothing costs nothing."""
+    xT = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    predicted = torch.tensor([[2.0, 9.0, 4.0], [5.0, 6.0, 5.0], [5.0, 5.0, 5.0]])
+    expected = ((1 + 4) / 2 + 9 + 0) / 3
+    assert endpoint_loss(xT, predicted, activation(xT)).item() == pytest.approx(expected)
+
+
+# ---- On or off: Eq. 14 ---------------------------------------------------------------------------
+
+LOG_ODDS = st.lists(st.floats(-20, 20), min_size=6, max_size=6)
+STATES = st.lists(st.sampled_from([0.0, 1.0]), min_size=6, max_size=6)
+
+
+@given(LOG_ODDS, STATES)
+def test_the_activation_loss_is_the_cross_entropy(log_odds, states):
+    """Minus SciPy's log likelihood of the states, per gene and cell."""
+    log_odds = torch.tensor(log_odds, dtype=torch.float64).reshape(2, 3)
+    states = torch.tensor(states, dtype=torch.float64).reshape(2, 3)
+    chance = 1 / (1 + np.exp(-log_odds.numpy()))
+    expected = -stats.bernoulli.logpmf(states.numpy(), chance).mean()
+    assert activation_loss(states, log_odds).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_both_losses_are_least_at_what_is_true_on_average():
+    """Eq. 3: of cells that look alike, the mean level of those that are on, and their share."""
+    xT = torch.tensor([[1.0], [2.0], [6.0], [0.0]])
+    level = torch.tensor(3.0, requires_grad=True)
+    log_odds = torch.tensor(math.log(3), requires_grad=True)  # three to one
+    endpoint_loss(xT, level.expand(4, 1), activation(xT)).backward()
+    activation_loss(activation(xT), log_odds.expand(4, 1)).backward()
+    assert abs(level.grad.item()) < 1e-6
+    assert abs(log_odds.grad.item()) < 1e-6
+
+
+# ---- What is shown in training: Eq. 7, 11 and 15 -------------------------------------------------
+
+
+class Shown:
+    """What both networks are shown of 20,000 pairs, all from 1 to 3 and from off to on."""
+
+    def __init__(self):
+        self.sigma = 0.37
+        model = Oracle(Settings(sigma=self.sigma), 2, 0.0, 0.0)
+        self.x0 = torch.ones(20_000, 2)
+        self.xT = 3 * self.x0
+        d0 = torch.zeros_like(self.x0)
+        which = first_of_all(d0)
+        model.loss(self.x0, self.xT, d0, 1 + d0, TWO_CONDITIONS, which, Noise(0))
+        (self.asked,) = model.asked
+        self.t, self.x, self.d, _ = self.asked
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return Shown()
+
+
+def mean_is(values, expected):
+    """Whether independent values have this mean, within five standard errors."""
+    error = values.std().item() / values.numel() ** 0.5
+    return abs(values.mean().item() - expected) < 5 * error
+
+
+def test_every_pair_has_a_uniform_time_of_its_own(shown):
+    """Mean 1/2 and variance 1/12, all of them different, and every one in [0, 1)."""
+    assert shown.t.shape == (20_000, 1)
+    assert mean_is(shown.t, 1 / 2) and mean_is((shown.t - 0.5) ** 2, 1 / 12)
+    assert len(shown.t.unique()) > 19_900  # of 2^24 numbers
+
+
+def test_training_shows_the_brownian_bridge_from_control_to_perturbed_cell(shown):
+    """Eq. 7 at the time that the networks are told: its mean, and sigma of the settings."""
+    away = shown.x - (1 - shown.t) * shown.x0 - shown.t * shown.xT
+    variance = shown.t * (1 - shown.t) * shown.sigma**2
+    normal = away / variance.sqrt()
+    assert mean_is(normal, 0)
+    assert mean_is(normal**2, 1)
+    assert mean_is(normal[:, 0] * shown.t[:, 0], 0)
+
+
+def test_training_shows_the_discrete_bridge_at_the_same_time(shown):
+    """Eq. 11: a share t of the genes has the end state, early and late."""
+    for d, t in zip(shown.d.T, shown.t.expand(-1, 2).T, strict=True):
+        assert mean_is(d - t, 0)
+        assert mean_is((d - t)[t < 0.2], 0)
+        assert mean_is((d - t)[t > 0.8], 0)
+
+
+def test_both_bridges_start_at_the_control_and_end_at_the_perturbed_cell():
+    """Where the time is 0, and 1, the networks see one or the other."""
+    pairs = Pairs()
+    for time, x, d in ((0.0, pairs.x0, pairs.d0), (1.0, pairs.xT, pairs.dT)):
+        model = Oracle(Settings(), GENES, 0.0, 0.0)
+        model.times = lambda x0, noise, time=time: torch.full((len(x0), 1), time)
+        pairs.losses(model)
+        assert torch.equal(model.asked[0][1], x)
+        assert torch.equal(model.asked[0][2], d)
+
+
+def test_the_right_answers_cost_nothing():
+    """The true ends, as the networks' answers."""
+    pairs = Pairs()
+    level, on = pairs.losses(Oracle(Settings(), GENES, pairs.xT, 200 * pairs.dT - 100))
+    assert level.item() == 0
+    assert on.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_wrong_answers_cost_what_eq_9_and_eq_14_say():
+    """Half a unit off in every level costs 1/4 a cell; knowing nothing of a state costs log 2."""
+    pairs = Pairs()
+    level, on = pairs.losses(Oracle(Settings(), GENES, pairs.xT + 0.5, 0.0))
+    expresses = pairs.dT.any(1).float().mean().item()
+    assert level.item() == pytest.approx(0.25 * expresses)
+    assert on.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("own", [paper(), small()], ids=["paper", "default"])
+def test_a_gene_that_is_off_in_every_end_trains_the_discrete_bridge_alone(own):
+    """Eq. 9 and 14, through the networks, at the biases of their last layers."""
+    model = model_of(own)
+    level, on, *_ = Pairs().losses(model)
+    (level + on).backward()
+    of_level = model.x_network.out[2].bias.grad
+    assert not of_level[-1] and of_level[:-1].all()
+    assert model.d_network.out[2].bias.grad.all()
+
+
+@pytest.mark.parametrize("own", [paper(), small()], ids=["paper", "default"])
+def test_each_pair_meets_its_own_condition(own):
+    """What the encoder says of many pairs is for each what it says of its condition alone."""
+    model = model_of(own).eval()
+    which = torch.tensor([1, 0, 0, 1, 0])
+    together = model.encode(TWO_CONDITIONS, which)
+    alone = [model.encode(TWO_CONDITIONS.take(row), first_of_all(row)) for row in which[:, None]]
+    for part, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.allclose(part, torch.cat(parts))
+    assert not torch.allclose(together.z[0], together.z[1])
+
+
+@pytest.mark.parametrize("own", [paper(), small(target_dropout=0.0)], ids=["paper", "default"])
+def test_the_order_of_the_conditions_does_not_matter_and_whose_they_are_does(own):
+    """The losses, when conditions change places and `which` follows, and when it does not."""
+    model = model_of(own)
+    pairs = Pairs()
+    which = torch.arange(64) % 3 // 2
+    turned = TWO_CONDITIONS.take(torch.tensor([1, 0]))
+    before = torch.stack(pairs.losses(model, which=which))
+    assert torch.allclose(torch.stack(pairs.losses(model, turned, 1 - which)), before)
+    assert (torch.stack(pairs.losses(model, turned, which)) - before)[:2].abs().min() > 1e-3
+
+
+# ---- Spread times (additions) --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """The times of 200 batches of 16 pairs, sorted as they come: (200, 16)."""
+    model = model_of(small(shifts=False, skip_gate=False, if_expressed=False))
+    x0 = torch.zeros(16, GENES)
+    return torch.cat([model.times(x0, Noise(seed)).T for seed in range(200)])
+
+
+def test_spread_times_fall_one_in_each_part(spread):
+    """The i-th of 16 pairs has its time in the i-th sixteenth of [0, 1)."""
+    assert torch.equal((16 * spread).long(), torch.arange(16).expand(200, -1))
+
+
+def test_spread_times_are_uniform_within_their_part_and_independent(spread):
+    """Mean, variance and covariance of neighbours; so the loss has the same expectation."""
+    place = 16 * spread - torch.arange(16)
+    assert mean_is(place, 1 / 2)
+    assert mean_is((place - 0.5) ** 2, 1 / 12)
+    assert mean_is((place[:, 1:] - 0.5) * (place[:, :-1] - 0.5), 0)
+
+
+def test_the_mean_over_a_batch_is_quieter_with_spread_times(spread):
+    """Its variance, of t itself, is 1 / 12 B^3 instead of 1 / 12 B: 256 times less."""
+    independent = Noise(0).uniform(spread)
+    factor = independent.mean(1).var() / spread.mean(1).var()
+    error = 256 * (4 / 200) ** 0.5  # of the ratio of two variances of 200 normal numbers
+    assert abs(factor.item() - 256) < 5 * error
+
+
+def test_without_the_switch_times_are_not_spread():
+    """--no-spread-times is the paper's: times of Departures."""
+    own = small(spread_times=False)
+    assert model_class(own).times is Departures.times
+
+
+# ---- One bridge alone (the paper's Fig. 6) -------------------------------------------------------
+
+ALONE = pytest.mark.parametrize(
+    "own",
+    [paper(discrete=False), small(discrete=False, if_expressed=False)],
+    ids=["paper", "default"],
+)
+BOTH = pytest.mark.parametrize(
+    "own", [paper(), small(if_expressed=False)], ids=["paper", "default"]
+)
+
+
+def loss_of_silent_cells(model):
+    """Eq. 9 for cells that express nothing in the end."""
+    x = torch.zeros(8, GENES)
+    d = model.activation(x)
+    return model.loss(1 + x, x, 1 + d, d, TWO_CONDITIONS, first_of_all(x), Noise(0))[0].item()
+
+
+@ALONE
+def test_one_bridge_alone_answers_for_silent_genes_too(own):
+    """Eq. 9 counts every gene."""
+    assert loss_of_silent_cells(model_of(own)) > 0.1
+
+
+@BOTH
+def test_with_both_bridges_silent_genes_cost_no_level(own):
+    """The same cells, for comparison."""
+    assert loss_of_silent_cells(model_of(own)) == 0
+
+
+@ALONE
+def test_one_bridge_alone_trains_no_discrete_bridge(own):
+    """Eq. 14 is 0, and so is the gradient of d_theta."""
+    model = model_of(own)
+    pairs = Pairs()
+    pairs.d0 = model.activation(pairs.x0)
+    pairs.dT = model.activation(pairs.xT)
+    level, on, *_ = pairs.losses(model)
+    (level + on).backward()
+    assert on.item() == pytest.approx(0, abs=1e-30)
+    gradients = [parameter.grad for parameter in model.d_network.parameters()]
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def test_one_bridge_alone_knows_a_cell_type_by_its_means_with_zeros():
+    """The level of its controls is the mean over all cells, and every cell counts as expressing."""
+    model = model_of(small(discrete=False, if_expressed=False))
+    mean = np.linspace(0.1, 0.6, GENES)
+    model.describe_cell_type("a", mean, np.full(GENES, 2.0), np.full(GENES, 0.3), 100)
+    assert torch.allclose(model.control_level[0], torch.tensor(mean).float())
+    assert torch.allclose(model.control_fraction[0], torch.tensor(100.5 / 101))
+
+
+# ---- The Cauchy prior (additions) ----------------------------------------------------------------
+
+SCALE = 0.2  # of the prior
+CELLS = 50.0  # of an average condition
+ON = 4  # of the genes, in every control
+
+
+def with_prior(kind="gene", **changed):
+    """A model with a random memory, whose genes have different scales."""
+    model = model_of(small(target_dropout=0.0, **{"prior": SCALE, **changed}), kind)
+    model.encoder.cells.fill_(CELLS)
+    model.level_scale[:] = torch.linspace(0.5, 2.0, GENES)
+    model.control_fraction[:] = ON / GENES
+    return model
+
+
+def weight_in_eq_9(scale):
+    """How many times Eq. 9 counts the log likelihood of a normal level of a cell."""
+    xT = torch.ones(1, GENES, dtype=torch.float64)
+    dT = (torch.arange(GENES) < ON).double()[None]
+    off = 0.1 * torch.eye(GENES)[:1].double()  # what a shift of 0.1 costs, in gene 0
+    unlikely = stats.norm.logpdf(0, scale=scale) - stats.norm.logpdf(0.1, scale=scale)
+    return endpoint_loss(xT, xT + off, dT).item() / unlikely
+
+
+def weight_in_eq_14():
+    """How many times Eq. 14 counts the log likelihood of a gene's state in a cell."""
+    states = torch.ones(1, GENES, dtype=torch.float64)
+    sure = 100 * states
+    unsure = torch.where(torch.arange(GENES) == 0, 0.0, sure)
+    return activation_loss(states, unsure).item() / math.log(2)
+
+
+def unlikely(shift, scale):
+    """Minus the log of a Cauchy density, over that of no shift, by SciPy."""
+    return stats.cauchy.logpdf(0, scale=scale) - stats.cauchy.logpdf(shift, scale=scale)
+
+
+def encoded(model, conditions):
+    """Shifts of the level and of the log odds, and the penalty, as arrays."""
+    level, log_odds, _, penalty = model.encoder(conditions, model)
+    return [part.detach().numpy() for part in (level, log_odds, penalty)]
+
+
+def test_the_prior_is_minus_the_log_of_a_cauchy_density():
+    """Over the cells of a condition, it counts as often as the losses count its likelihood."""
+    model = with_prior().eval()
+    level, log_odds, penalty = encoded(model, conditions_of((0, 1), (1, 0)))
+    scale = model.level_scale.numpy()
+    weight = np.array([weight_in_eq_9(s) for s in scale])
+    expected = (weight * unlikely(level, SCALE * scale)).sum(1)
+    expected += (weight_in_eq_14() * unlikely(log_odds, SCALE)).sum(1)
+    assert penalty[:, 0] == pytest.approx(expected / CELLS, rel=1e-5)
+    assert np.abs(level).min() > 0 and np.abs(log_odds).min() > 0
+
+
+def test_no_perturbation_costs_no_prior():
+    """It shifts nothing."""
+    _, _, penalty = encoded(with_prior().eval(), conditions_of((-1, 0), (0, 0)))
+    assert penalty[0] == 0
+    assert penalty[1] > 0
+
+
+def test_the_prior_does_not_count_what_the_gene_network_explains():
+    """The same shift costs less where the network says it than where it is remembered."""
+    model = with_prior().eval()
+    before = encoded(model, TWO_CONDITIONS)
+    model.encoder.effects[:] = 1.0
+    after = encoded(model, TWO_CONDITIONS)
+    assert np.abs(after[0] - before[0]).min() > 1e-3
+    assert np.array_equal(after[2], before[2])
+
+
+@pytest.mark.parametrize("kind, prior", [("gene", 0.0), ("drug", SCALE)])
+def test_where_there_is_no_prior_nothing_is_added(kind, prior):
+    """For --prior 0, and for drugs."""
+    model = with_prior(kind, prior=prior).eval()
+    assert not encoded(model, TWO_CONDITIONS)[2].any()
+
+
+def test_the_prior_of_a_batch_is_the_mean_over_its_pairs():
+    """Three pairs of a perturbation and one of none cost three quarters of the first's prior."""
+    model = with_prior()
+    conditions = conditions_of((0, 0), (-1, 0))
+    _, _, (cost, nothing) = encoded(model.eval(), conditions)
+    _, _, prior = Pairs(4).losses(model.train(), conditions, torch.tensor([0, 0, 0, 1]))
+    assert nothing == 0
+    assert prior.item() == pytest.approx(0.75 * cost.item())
