@@ -48,15 +48,16 @@ def switched(x0, shift, rng):
     log_odds, level = shift
     on = x0 > 0
     before = on.sum(0)
-    after = len(x0) * expit(logit((before + 0.5) / (len(x0) + 1)) + log_odds)
+    odds = logit((before + 0.5) / (len(x0) + 1)) + log_odds  # half a cell more on either side
+    after = ((len(x0) + 1) * expit(odds) - 0.5).clip(0, len(x0))
     switches = np.floor(np.abs(after - before) + rng.random(len(before)))
     may_switch = on != (after > before)
     order = np.where(may_switch, rng.random(x0.shape), 2)
     nth = order.argsort(0).argsort(0)  # place of each cell among those that may switch
     is_on = on != (may_switch & (nth < switches))
-    highest_first = -np.sort(-x0, 0)
-    drawn = (rng.random(x0.shape) * before).astype(int)
-    levels = np.where(on, x0, np.take_along_axis(highest_first, drawn, 0))
+    expressed_first = -np.sort(-x0, 0)
+    nth_drawn = (rng.random(x0.shape) * before).astype(int)
+    levels = np.where(on, x0, np.take_along_axis(expressed_first, nth_drawn, 0))
     return np.where(is_on & (levels > 0), np.maximum(levels + level, 0), 0).astype(np.float32)
 
 
