@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import zlib
 
 import anndata
 import numpy as np
@@ -300,7 +301,8 @@ def score_condition(
     measured,
     controls,
     methods,
-    rng,
+    seed=0,
+    condition=(),
     orders=None,
     training=None,
     reference=None,
@@ -310,7 +312,8 @@ def score_condition(
     """{method: {metric: {gene set: score}}} of one condition, and the genes ranked by |t|.
 
     Each score is the mean over splits. measured (n, N), controls (m, N); methods: {name: cells, or
-    None}; the floor is added. orders: the random orders of the measured cells; training (c, N):
+    None}; the floor is added. seed, condition: from them every method has random numbers of its own
+    (`own_generator`). orders: the random orders of the measured cells; training (c, N):
     cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
     the training perturbations; others: of every split, the means (Q, N) of halves of the other
     conditions.
@@ -324,13 +327,19 @@ def score_condition(
     size = min(half, *(len(cells) for cells in methods.values()))
     splits = []
     for split in range(SPLITS):
-        order = rng.permutation(len(measured)) if orders is None else orders[split]
+        if orders is None:
+            order = own_generator(seed, "halves", *condition, split).permutation(len(measured))
+        else:
+            order = orders[split]
         target = measured[order[:size]]
         own = {}
         for genes, columns in sets.items():
             y = target[:, columns]
             own[genes] = mean_kernels(y, y, kernels[genes], within=True)
-        drawn = {name: x[rng.permutation(len(x))[:size]] for name, x in methods.items()}
+        drawn = {}
+        for name, x in methods.items():
+            rng = own_generator(seed, name, *condition, split)
+            drawn[name] = x[rng.permutation(len(x))[:size]]
         drawn["floor"] = measured[order[half : half + size]]
         far = others[split] if len(others) else ()
         scores = {}
@@ -345,6 +354,11 @@ def score_condition(
 # ---- Scoring a screen ----------------------------------------------------------------------------
 
 
+def own_generator(seed, *names):
+    """Random numbers for what is named, so that nobody's depend on what else is in the table."""
+    return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
+
+
 def score(screen, predicted, seed=0, squared=False):
     """Score predicted cells and the rivals: a list of rows, one per condition.
 
@@ -353,16 +367,16 @@ def score(screen, predicted, seed=0, squared=False):
     """
     predictors = {name: rival(screen) for name, rival in RIVALS.items()}
     shifts = screens.mean_shifts(screen)
-    rng = np.random.default_rng(seed)
-    training = some_training_cells(screen, rng)
+    training = some_training_cells(screen, own_generator(seed, "training cells"))
     scored = [key for key in sorted(predicted) if can_be_scored(screen, predicted, key)]
-    orders = random_orders(screen, {cell_type for _, cell_type in scored}, rng)
+    orders = random_orders(screen, {cell_type for _, cell_type in scored}, seed)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
         controls = screen.dense(screen.controls(key[1]))
         # No control twice: within-group means are of distinct cells.
+        rng = own_generator(seed, "controls", *key)
         x0 = controls[rng.permutation(len(controls))[: len(measured)]]
         methods = {name: predict(*key, x0) for name, predict in predictors.items()}
         methods["model"] = predicted[key].toarray()
@@ -373,7 +387,8 @@ def score(screen, predicted, seed=0, squared=False):
             measured,
             controls,
             methods,
-            rng,
+            seed,
+            key,
             orders=orders[key],
             training=training,
             reference=reference,
@@ -402,11 +417,12 @@ def can_be_scored(screen, predicted, key):
     return len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2
 
 
-def random_orders(screen, cell_types, rng):
+def random_orders(screen, cell_types, seed):
     """{condition: random orders of its cells}, of all conditions in some cell types."""
     orders = {}
     for key, rows in screen.groups.items():
         if key[0] != CONTROL and len(rows) >= FEWEST and key[1] in cell_types:
+            rng = own_generator(seed, "halves", *key)
             orders[key] = [rng.permutation(len(rows)) for _ in range(SPLITS)]
     return orders
 

@@ -6,6 +6,8 @@ x0 (n, N) are control cells of that type, dense log1p. A rival looks at training
 and predicts None where it does not apply.
 """
 
+from functools import partial
+
 from rivals.additive import additive
 from rivals.control import control
 from rivals.laot import laot_map
@@ -19,6 +21,9 @@ RIVALS = {
     "perturbed mean": perturbed_mean,
     "matching mean": matching_mean,
     "additive": additive,
+    "hurdle mean": partial(perturbed_mean, form="hurdle"),
+    "hurdle matching": partial(matching_mean, form="hurdle"),
+    "hurdle additive": partial(additive, form="hurdle"),
     "linear": linear,
     "linear knock-out": linear_knockout,
     "LAOT": laot_map,

@@ -1,8 +1,31 @@
-"""What the rivals share: cells from a shift of the mean, and which training conditions are near."""
+"""What the rivals share: cells from a shift, and which training conditions are near."""
+
+import zlib
 
 import numpy as np
+from scipy.special import expit, logit
 
 import screens
+
+FORMS = ("plain", "hurdle")  # of a rival that averages shifts
+
+
+def shifts_and_mover(screen, form):
+    """The training conditions' shifts, and move(x0, shift, condition), which makes cells of one.
+
+    form: "plain" shifts the expressed values (`shifted`), "hurdle" the log odds of being on and the
+    level if expressed (`switched`). condition: (perturbation, cell type); its random numbers are
+    its own, whatever else is predicted.
+    """
+    if form == "plain":
+        return screens.mean_shifts(screen), lambda x0, shift, condition: shifted(x0, shift)
+    if form != "hurdle":
+        raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+
+    def move(x0, shift, condition):
+        return switched(x0, shift, np.random.default_rng(zlib.crc32("@".join(condition).encode())))
+
+    return screens.hurdle_shifts(screen), move
 
 
 def shifted(x0, shift):
@@ -16,6 +39,28 @@ def shifted(x0, shift):
     return np.where(x0 > 0, np.maximum(x0 + shift, 0), 0).astype(np.float32)
 
 
+def switched(x0, shift, rng):
+    """Control cells x0 (n, N) moved by a shift (2, N) of the log odds of being on and of the level.
+
+    As few cells as possible switch a gene: only on, or only off. Where a gene is switched on, its
+    level is drawn from the controls that express it.
+    """
+    log_odds, level = shift
+    on = x0 > 0
+    before = on.sum(0)
+    odds = logit((before + 0.5) / (len(x0) + 1)) + log_odds  # half a cell more on either side
+    after = ((len(x0) + 1) * expit(odds) - 0.5).clip(0, len(x0))
+    switches = np.floor(np.abs(after - before) + rng.random(len(before)))
+    may_switch = on != (after > before)
+    order = np.where(may_switch, rng.random(x0.shape), 2)
+    nth = order.argsort(0).argsort(0)  # place of each cell among those that may switch
+    is_on = on != (may_switch & (nth < switches))
+    expressed_first = -np.sort(-x0, 0)
+    nth_drawn = (rng.random(x0.shape) * before).astype(int)
+    levels = np.where(on, x0, np.take_along_axis(expressed_first, nth_drawn, 0))
+    return np.where(is_on & (levels > 0), np.maximum(levels + level, 0), 0).astype(np.float32)
+
+
 def doses_of(perturbation, screen):
     """{target: dose} of a perturbation."""
     return dict(screens.targets_of(perturbation, screen.kind))
@@ -27,7 +72,7 @@ def in_type(keys, cell_type):
 
 
 def mean_shift(shifts, keys):
-    """The mean (N,) of some conditions' shifts."""
+    """The mean of some conditions' shifts, (N,) or (2, N)."""
     return np.mean([shifts[key] for key in keys], 0)
 
 

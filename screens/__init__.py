@@ -26,6 +26,7 @@ from screens.screen import COLUMNS, Screen, describe, prepare, read_screen, same
 from screens.split import at_type, resolve, split
 from screens.statistics import (
     control_statistics,
+    hurdle_shifts,
     knock_downs,
     mean_of,
     mean_shifts,
@@ -52,6 +53,7 @@ __all__ = [
     "control_statistics",
     "describe",
     "fingerprints",
+    "hurdle_shifts",
     "in_memory",
     "is_control",
     "knock_downs",

@@ -65,6 +65,27 @@ def mean_shifts(screen):
     return {key: mean[key] - mean[CONTROL, key[1]] for key in mean if key[0] != CONTROL}
 
 
+def hurdle_shifts(screen):
+    """How far each training condition moved its cell type's controls, in a hurdle model's terms.
+
+    {(perturbation, cell type): (2, N)}: of the log odds of being on, and of the mean level if
+    expressed. Half a cell is added on either side, so that no log odds are infinite; the level of a
+    gene that one of the two groups never expresses has not moved.
+    """
+    described = {}
+    for key, rows in screen.training_groups().items():
+        _, level, fraction, _ = population_statistics(screen.X, rows).astype(np.float64)
+        on = fraction * len(rows)
+        described[key] = on, np.log((on + 0.5) / (len(rows) - on + 0.5)), level
+    shifts = {}
+    for key, (on, log_odds, level) in described.items():
+        if key[0] != CONTROL:
+            on_before, log_odds_before, level_before = described[CONTROL, key[1]]
+            moved = np.where((on > 0) & (on_before > 0), level - level_before, 0)
+            shifts[key] = np.stack([log_odds - log_odds_before, moved])
+    return shifts
+
+
 # ---- For the gene network ------------------------------------------------------------------------
 
 

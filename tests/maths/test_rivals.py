@@ -18,7 +18,7 @@ from rivals import (
     matching_mean,
     perturbed_mean,
 )
-from rivals.shifts import shifted
+from rivals.shifts import FORMS, shifted, shifts_and_mover, switched
 from screens import CONTROL
 
 
@@ -56,6 +56,73 @@ def test_a_genes_mean_moves_by_the_shift_times_the_fraction_that_expresses_it():
     """As long as no cell is stopped at 0."""
     x0 = np.array([[2.0], [2.0], [2.0], [0.0]])
     assert shifted(x0, np.array([0.4])).mean() - x0.mean() == pytest.approx(0.75 * 0.4)
+
+
+def hurdle_cells(rng, n, fraction, level):
+    """Cells (n, N) that express each gene with a probability (N,), at about a level (N,)."""
+    on = rng.random((n, len(fraction))) < fraction
+    return np.where(on, level + rng.uniform(0, 1, on.shape), 0).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 30), st.integers(0, 999))
+def test_no_hurdle_shift_changes_no_cell(n, seed):
+    """Whether all, some or none of the cells express a gene."""
+    rng = np.random.default_rng(seed)
+    x0 = hurdle_cells(rng, n, np.array([0, 0.3, 0.9, 1]), np.full(4, 2.0))
+    assert np.array_equal(switched(x0, np.zeros((2, 4)), rng), x0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 40), st.floats(-4, 4), st.integers(0, 999))
+def test_a_hurdle_shift_switches_as_few_cells_as_the_log_odds_ask_for(n, log_odds, seed):
+    """All of them on, or all of them off; their number is right to one cell."""
+    rng = np.random.default_rng(seed)
+    x0 = hurdle_cells(rng, n, np.full(1, 0.5), np.full(1, 2.0))
+    x0[0] = 2  # someone expresses it, so that there is a level to draw
+    before = (x0 > 0).sum()
+    odds = (before + 0.5) / (n - before + 0.5) * np.exp(log_odds)
+    expected = np.clip((n + 1) * odds / (1 + odds) - 0.5, 0, n)
+    after = switched(x0, np.array([[log_odds], [0.0]]), rng) > 0
+    assert abs(after.sum() - expected) < 1
+    assert np.abs(after.astype(int) - (x0 > 0)).sum() == abs(after.sum() - before)
+
+
+def test_a_hurdle_shift_moves_the_levels_of_cells_that_stay_on_and_draws_those_of_others(rng):
+    """From the controls that express the gene; nothing goes below 0."""
+    x0 = np.array([[1.0], [2.0], [4.0], [0.0], [0.0], [0.0]])
+    moved = switched(x0, np.array([[30.0], [-1.5]]), rng)[:, 0]
+    assert np.allclose(moved[:3], [0, 0.5, 2.5])
+    assert set(moved[3:]) <= {0, 0.5, 2.5}
+
+
+def test_the_hurdle_mean_repeats_the_fractions_and_levels_of_the_only_perturbation(rng):
+    """Those of the cells that it learnt from, whoever is asked for."""
+    control_on, treated_on = np.array([[0.1, 0.5, 0.9], [0.6, 0.5, 0.4]])
+    controls = hurdle_cells(rng, 400, control_on, np.array([1, 2, 3]))
+    treated = hurdle_cells(rng, 300, treated_on, np.array([2, 2, 2]))
+    labels = [CONTROL] * 400 + ["A"] * 300
+    screen = screen_with(np.concatenate([controls, treated]), labels, ["x"] * 700)
+    predicted = RIVALS["hurdle mean"](screen)("Z", "x", controls)
+    assert np.allclose((predicted > 0).mean(0), (treated > 0).mean(0), atol=0.005)
+    levels = [cells.sum(0) / (cells > 0).sum(0) for cells in (predicted, treated)]
+    assert np.allclose(*levels, atol=0.1)
+
+
+def test_hurdle_cells_are_the_same_whenever_they_are_asked_for(singles):
+    """A condition's random numbers are its own."""
+    x0 = hurdle_cells(np.random.default_rng(0), 20, np.full(5, 0.5), np.full(5, 2.0))
+    predict = RIVALS["hurdle additive"](singles.screen)
+    first = predict("A+B", "x", x0)
+    predict("A+C", "x", x0)
+    assert np.array_equal(first, predict("A+B", "x", x0))
+
+
+def test_an_unknown_form_is_refused(singles):
+    """Not taken for another one."""
+    with pytest.raises(ValueError, match="hurdles"):
+        shifts_and_mover(singles.screen, "hurdles")
+    assert FORMS == ("plain", "hurdle")
 
 
 # ---- Control, perturbed mean, additive -----------------------------------------------------------
@@ -510,10 +577,10 @@ def applying(screen, perturbation):
     }
 
 
-def test_of_a_target_that_was_never_seen_three_rivals_say_something():
+def test_of_a_target_that_was_never_seen_only_means_and_laot_say_something():
     """What holds for any perturbation; the others leave it blank."""
     screen = screen_of({(CONTROL, "x"): np.full(5, 2.0), ("A", "x"): np.full(5, 2.3)})
-    assert applying(screen, "Z") == {"control", "perturbed mean", "LAOT"}
+    assert applying(screen, "Z") == {"control", "perturbed mean", "hurdle mean", "LAOT"}
 
 
 def test_without_training_conditions_only_those_who_ask_the_controls_say_something():
@@ -526,5 +593,5 @@ def test_without_training_conditions_only_those_who_ask_the_controls_say_somethi
 def test_drugs_are_no_genes():
     """A drug with a gene's name tells nothing of that gene."""
     shifts = {("g0:1", "x"): 1, ("g1:1", "x"): 2, ("g2:1", "x"): 3}
-    blank = {"linear", "linear knock-out", "additive"}
+    blank = {"linear", "linear knock-out", "additive", "hurdle additive"}
     assert applying(numbered(shifts, kind="drug"), "g0:1") == set(RIVALS) - blank

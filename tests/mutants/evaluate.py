@@ -138,6 +138,12 @@ SCORING = [
     ),
     (
         "evaluate.py",
+        "rng = own_generator(seed, name, *condition, split)",
+        "rng = own_generator(seed, len(drawn), *condition, split)",
+        "a method's random numbers depend on what stands before it",
+    ),
+    (
+        "evaluate.py",
         'scores["E-distance"][genes] = rooted(energy, squared)',
         'scores["E-distance"][genes] = rooted(energy)',
         "--squared has no effect",

@@ -4,6 +4,60 @@ MUTANTS = {
     "maths/test_rivals.py": [
         (
             "rivals/shifts.py",
+            "+ log_odds  # half",
+            "- log_odds  # half",
+            "sign of the shift of the log odds",
+        ),
+        (
+            "rivals/shifts.py",
+            "((len(x0) + 1) * expit(odds) - 0.5)",
+            "(len(x0) * expit(odds))",
+            "the half cells are not taken back",
+        ),
+        (
+            "rivals/shifts.py",
+            "np.floor(np.abs(after - before) + rng.random(len(before)))",
+            "np.ceil(np.abs(after - before)) + 1",
+            "too many cells switch",
+        ),
+        (
+            "rivals/shifts.py",
+            "may_switch = on != (after > before)",
+            "may_switch = on == (after > before)",
+            "cells that are on are to be switched on",
+        ),
+        (
+            "rivals/shifts.py",
+            "nth = order.argsort(0).argsort(0)",
+            "nth = order.argsort(0)",
+            "an order taken for a rank",
+        ),
+        (
+            "rivals/shifts.py",
+            "levels = np.where(on, x0, np.take_along_axis(expressed_first, nth_drawn, 0))",
+            "levels = np.where(on, x0, expressed_first[:1])",
+            "all that are switched on take the highest level",
+        ),
+        (
+            "rivals/shifts.py",
+            "np.maximum(levels + level, 0), 0)",
+            "levels, 0)",
+            "levels do not move",
+        ),
+        (
+            "rivals/shifts.py",
+            'np.random.default_rng(zlib.crc32("@".join(condition).encode()))',
+            "np.random.default_rng()",
+            "other cells at every call",
+        ),
+        (
+            "rivals/shifts.py",
+            'if form != "hurdle":',
+            "if False:",
+            "an unknown form is silently another one",
+        ),
+        (
+            "rivals/shifts.py",
             "np.where(x0 > 0, np.maximum(x0 + shift, 0), 0)",
             "np.maximum(x0 + shift, 0)",
             "silent genes are switched on by a shift",

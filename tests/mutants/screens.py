@@ -230,6 +230,18 @@ MUTANTS = {
     "program/test_statistics.py": [
         (
             "screens/statistics.py",
+            "np.log((on + 0.5) / (len(rows) - on + 0.5))",
+            "np.log((on + 0.5) / (len(rows) + 1))",
+            "log fractions instead of log odds",
+        ),
+        (
+            "screens/statistics.py",
+            "np.where((on > 0) & (on_before > 0), level - level_before, 0)",
+            "level - level_before",
+            "a level moves from or to 0 where nobody expresses the gene",
+        ),
+        (
+            "screens/statistics.py",
             "fall[place[target]] = -height",
             "fall[place[target]] = height",
             "a knock-down that raises its target",

@@ -79,6 +79,26 @@ def two_groups():
     return screen, np.concatenate(centred)
 
 
+def test_hurdle_shifts_are_of_the_log_odds_and_of_the_level_with_half_a_cell_on_either_side():
+    """A gene that the controls never express has no level to move."""
+    controls = [[1, 0, 3], [0, 0, 3], [0, 0, 3]]
+    treated = [[2, 5, 0], [4, 0, 0]]
+    labels = ["control"] * 3 + ["A"] * 2
+    screen = screen_with(controls + treated, labels, ["x"] * 5)
+    log_odds, level = screens.hurdle_shifts(screen)["A", "x"]
+    before = np.log([1.5 / 2.5, 0.5 / 3.5, 3.5 / 0.5])
+    after = np.log([2.5 / 0.5, 1.5 / 1.5, 0.5 / 2.5])
+    assert np.allclose(log_odds, after - before)
+    assert np.allclose(level, [3 - 1, 0, 0])
+
+
+def test_hurdle_shifts_are_of_training_conditions_only():
+    """Held-out ones are not looked at."""
+    screen = screen_with(np.ones((4, 2)), ["control", "A", "B", "B"], ["x"] * 4)
+    screen.held_out = {("B", "x")}
+    assert set(screens.hurdle_shifts(screen)) == {("A", "x")}
+
+
 def test_the_covariance_within_groups_is_around_each_groups_own_mean():
     screen, centred = two_groups()
     S, cells = screens.within_covariance(screen, [screen.controls("t"), screen.controls("u")])
