@@ -136,8 +136,8 @@ MUTANTS = {
         ),
         (
             "rivals/perturbed_mean.py",
-            "return shifted(x0, mean_shift(shifts, in_type(shifts, cell_type)))",
-            "return shifted(x0, mean_shift(shifts, list(shifts)))",
+            "mean_shift(shifts, in_type(shifts, cell_type))",
+            "mean_shift(shifts, list(shifts))",
             "the mean of all cell types",
         ),
         (
@@ -148,8 +148,8 @@ MUTANTS = {
         ),
         (
             "rivals/matching_mean.py",
-            "return shifted(x0, mean_shift(shifts, near))",
-            "return shifted(x0, mean_shift(shifts, near[:1]))",
+            "mean_shift(shifts, near)",
+            "mean_shift(shifts, near[:1])",
             "one of several conditions that are equally near",
         ),
         (
@@ -172,8 +172,8 @@ MUTANTS = {
         ),
         (
             "rivals/additive.py",
-            "return shifted(x0, sum(mean_shift",
-            "return shifted(x0, 0.5 * sum(mean_shift",
+            "shift = sum(mean_shift",
+            "shift = 0.5 * sum(mean_shift",
             "the mean of two effects in place of their sum",
         ),
         (
