@@ -185,6 +185,7 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     if method == "exact":
         arrays = [v.double().cpu().numpy() for v in (rows, columns, C)]
         return torch.as_tensor(ot.emd(*arrays, numItermax=10_000_000)).to(C)
+    epsilon = max(epsilon, 1e-12)  # between cells that are all alike, the mean cost is 0
     return ot.bregman.sinkhorn_log(
         rows, columns, C, epsilon, iterations, tolerance / max(n, m), warn=False
     )

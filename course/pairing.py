@@ -108,7 +108,7 @@ def against_truth(twin, pool, drawn):
     """
     distance = cdist(twin, pool)
     own = distance[np.arange(len(twin)), drawn]
-    nearer = (distance < own[:, None]).sum(1) / max(len(twin) - 1, 1)
+    nearer = (distance < own[:, None]).sum(1) / max(len(pool) - 1, 1)
     return (own == 0).mean(), nearer.mean(), own.mean() / distance.mean()
 
 

@@ -229,6 +229,13 @@ def test_sinkhorn_that_did_not_converge_says_so():
     assert marginal_error(coupling(C, "entropic", 0.3 * C.mean().item())) < 0.01
 
 
+def test_cells_that_are_all_alike_are_paired_at_random():
+    """Their mean cost is 0, and so is epsilon; the plan is uniform, not undefined."""
+    x = torch.ones(3, 4)
+    _, plan = pair(x, x, ImprovedSettings(), Noise(0))
+    assert torch.allclose(plan, torch.full((3, 3), 1 / 9))
+
+
 def test_independent_pairs_say_nothing():
     """The information of a uniform plan is 0."""
     assert abs(plan_information(torch.full((5, 7), 1 / 35))) < 1e-6

@@ -29,6 +29,13 @@ def test_a_random_pairing_has_the_scores_of_chance(cells):
     assert distance == pytest.approx(1, abs=0.1)
 
 
+def test_the_rank_of_chance_is_half_of_the_pool_also_where_the_pool_is_small(cells):
+    """A quarter as many others as cells (5 standard errors of the pool's drawn members)."""
+    pool = np.random.default_rng(1).normal(size=(N // 4, 5))
+    drawn = np.random.default_rng(2).integers(0, N // 4, N)
+    assert abs(against_truth(cells, pool, drawn)[1] - 0.5) < 5 * np.sqrt(1 / 12 / N)
+
+
 def test_the_rank_counts_the_cells_that_are_nearer(cells):
     """Of 199 others: 1 where everyone gets the nearest other, 199 where the farthest."""
     order = cdist(cells, cells).argsort(1)

@@ -4,6 +4,12 @@ MUTANTS = {
     "maths/test_pairing.py": [
         (
             "departures.py",
+            "epsilon = max(epsilon, 1e-12)",
+            "epsilon = epsilon * 1.0",
+            "cells that are all alike have no plan",
+        ),
+        (
+            "departures.py",
             "- 2 * xT @ x0.T",
             "+ 2 * xT @ x0.T",
             "sign of the cross term of the squared distance",

@@ -4,6 +4,12 @@ MUTANTS = {
     "maths/test_pairing_scores.py": [
         (
             "course/pairing.py",
+            "/ max(len(pool) - 1, 1)",
+            "/ max(len(twin) - 1, 1)",
+            "chance depends on the number of cells",
+        ),
+        (
+            "course/pairing.py",
             "own = distance[np.arange(len(twin)), drawn]",
             "own = distance[drawn, np.arange(len(twin))]",
             "the distance of another pair",
