@@ -76,12 +76,6 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "names = sorted({*model.genes, *model.targets, *sources, *targets})",
-            "names = [*model.genes, *sorted({*model.targets, *sources, *targets})]",
-            "a gene has two places in the user's network",
-        ),
-        (
-            "train.py",
             "return reached[:, [index[gene] for gene in model.genes]]",
             "return reached[:, : len(model.genes)]",
             "effects stand in the order of the alphabet",

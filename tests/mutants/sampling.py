@@ -254,11 +254,5 @@ MUTANTS = {
             "return dict(zip(table.index, 0 * vectors, strict=True))",
             "drugs have no structure",
         ),
-        (
-            "departures.py",
-            "z = torch.where(known[..., None], self.target(p), unknown) * present[..., None]",
-            "z = torch.where(known[..., None], self.target(p), unknown)",
-            "the seats of targets that are not there are taken",
-        ),
     ],
 }

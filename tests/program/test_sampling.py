@@ -430,6 +430,14 @@ def test_predicted_cells_are_sparse_and_not_negative(drugs):
     assert np.array_equal(X[X > 0], levels[X > 0])
 
 
+def test_the_level_of_a_gene_that_is_off_is_kept_in_the_layer(drugs):
+    """Some genes are off, and have a level nevertheless."""
+    cells = anndata.read_h5ad(sample.sample_run(drugs))
+    off = cells.X.toarray() == 0
+    assert off.any()
+    assert (cells.layers["if_expressed"].toarray()[off] > 0).any()
+
+
 def test_predicted_cells_say_what_they_are(drugs):
     """In the columns that Scanpy and cell-eval look for, and a drug's dose."""
     obs = anndata.read_h5ad(sample.sample_run(drugs)).obs
@@ -471,15 +479,27 @@ def test_a_predicted_file_says_which_run_made_it(genes):
     assert json.loads(about["reading"]) == content["reading"]
 
 
-def test_the_real_controls_can_be_copied_in(drugs):
-    """Those of the predicted types, as they were measured and without a dose."""
+@pytest.fixture(scope="module")
+def copied(drugs):
+    """The controls that were copied in beside a prediction, and their rows in the screen."""
     cells = cells_of(drugs, "Givinostat:1@K562", with_controls=True)
     screen, _, _ = restored(drugs)
-    controls = cells[~cells.obs["is_predicted"].to_numpy()]
-    rows = screen.controls("K562")
+    return cells[~cells.obs["is_predicted"].to_numpy()], screen, screen.controls("K562")
+
+
+def test_the_real_controls_can_be_copied_in(copied):
+    """Those of the predicted types, as they were measured; what was measured is their level."""
+    controls, screen, rows = copied
     assert controls.obs["control_cell"].tolist() == screen.cells[rows].tolist()
-    assert np.array_equal(controls.X.toarray(), screen.dense(rows))
-    assert set(controls.obs["condition"]) == {"control@K562"} and controls.obs["dose"].isna().all()
+    for values in (controls.X, controls.layers["if_expressed"]):
+        assert np.array_equal(values.toarray(), screen.dense(rows))
+
+
+def test_real_controls_are_called_that_and_have_no_dose(copied):
+    """In a screen of drugs a control's dose is not a number."""
+    obs = copied[0].obs
+    assert set(obs["condition"]) == {"control@K562"}
+    assert obs["dose"].isna().all()
 
 
 # ---- Paths ---------------------------------------------------------------------------------------
@@ -494,7 +514,10 @@ def test_the_paths_are_drawn_of_the_genes_that_rise_fall_and_switch_most(genes, 
         end[:, 2] += 5
         end[:, 6] = 0
         end[:, 8] = 0.01
-        trace += [(x0, d0), (0.5 * (x0 + end), d0)]
+        middle = d0.clone()
+        middle[:, 8] = 1
+        middle[:, 9] = 1 - d0[:, 9]  # and back again in the last step
+        trace += [(x0, d0), (0.5 * (x0 + end), middle)]
         return end, end
 
     monkeypatch.setattr(sample, "sample", fake)
