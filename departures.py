@@ -717,6 +717,8 @@ class ShiftEncoder(nn.Module):
     def forward(self, conditions, model, noise=None):
         """Conditions -> shifts of the level and the log odds (C, N), z (C, k), penalty (C, 1)."""
         effect = self.effect_of_networks(conditions, model)
+        if self.training and len(effect) > 1:
+            effect = self.without_fitted(effect, noise)
         level, log_odds = self.trusted(effect, conditions.cell_type, model)
         z, told = self.remember(conditions, noise)
         remembered = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1)  # (2, C, N)
@@ -729,6 +731,17 @@ class ShiftEncoder(nn.Module):
         p = conditions.target.clamp_min(0)
         fall = model.knock_down(p, conditions.cell_type[:, None]) * present  # (C, M)
         return (self.effects[:, p] * fall[..., None]).sum(2)
+
+    def without_fitted(self, effect, noise):
+        """Hide the fitted network's effects, of (G, C, N), with probability `target_dropout`.
+
+        It was fitted to the training conditions, so it explains them better than unseen ones.
+        Hidden now and then, it leaves room to learn how far the user's network is right.
+        """
+        u = torch.rand(effect.shape[1], generator=noise.generator, device=effect.device)
+        kept = torch.ones_like(effect[:, :, :1])
+        kept[0, :, 0] = (u >= self.dropout).to(effect)
+        return effect * kept
 
     def trusted(self, effect, cell_type, model):
         """The networks' effects (G, C, N), each multiplied by a learned gain: (2, C, N).

@@ -311,8 +311,8 @@ def count_steps(screen, groups, settings):
         cells = len(screen.groups[perturbation, cell_type])
         if perturbation != CONTROL:
             pairs += cells
-        elif settings.null_pairs:
-            pairs += 0.5 * cells
+        elif settings.null_pairs and cells > 1:
+            pairs += cells - cells // 2
     return math.ceil(pairs / settings.batch)
 
 

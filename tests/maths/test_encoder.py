@@ -178,6 +178,32 @@ def test_effects_of_several_targets_along_the_gene_network_add():
     assert torch.equal(effect(1, -1), effect(1))
 
 
+def with_effects_only(networks):
+    """A model that remembers nothing and hides, in training, whatever it may."""
+    model = with_effects(networks=networks)
+    model.encoder.memory.weight.zero_()
+    model.encoder.dropout = 1.0
+    return model
+
+
+def test_in_training_the_fitted_network_is_hidden_beside_a_users_one_and_in_sampling_never():
+    """With probability `target_dropout`, here 1: as if it said nothing."""
+    both = with_effects_only(2)
+    users = with_effects_only(2)
+    users.encoder.effects[0] = 0
+    found = [Shift(model.train(), condition(1), Noise(0)).both for model in (both, users)]
+    assert torch.equal(*found)
+    found = [Shift(model.eval(), condition(1)).both for model in (both, users)]
+    assert not torch.equal(*found)
+
+
+def test_the_fitted_network_alone_is_never_hidden():
+    """There is nothing else to learn to trust."""
+    model = with_effects_only(1)
+    in_training = Shift(model.train(), condition(1), Noise(0)).both
+    assert torch.equal(in_training, Shift(model.eval(), condition(1)).both)
+
+
 # ---- What the gene networks say ------------------------------------------------------------------
 
 

@@ -252,6 +252,18 @@ MUTANTS = {
     "maths/test_encoder.py": [
         (
             "departures.py",
+            "kept[0, :, 0] = (u >= self.dropout)",
+            "kept[1, :, 0] = (u >= self.dropout)",
+            "the user's network is hidden in place of the fitted one",
+        ),
+        (
+            "departures.py",
+            "if self.training and len(effect) > 1:",
+            "if self.training:",
+            "a network that stands alone is hidden",
+        ),
+        (
+            "departures.py",
             "return (z * present[..., None]).sum(1)",
             "return z.sum(1)",
             "no perturbation is the first target (Part I)",
