@@ -2,7 +2,7 @@
 
     python tests/mutants              every edit, two at a time: about an hour on two cores
     python tests/mutants sinkhorn     those whose file, text or reason holds this word
-    python tests/mutants --every 8    every eighth of them, as .ci/run does
+    python tests/mutants maths --every 8      every eighth of the mathematics, as .ci/run does
     python -m pytest && python tests/mutants --tested      without running the tests unedited first
 
 The files beside this one hold the edits: MUTANTS, {test file: [(file, old text, new text, why it is
