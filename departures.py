@@ -500,8 +500,8 @@ def sample(model, x0, d0, conditions, noise, trace=None):
 # ==== PART II: THE ADDITIONS ======================================================================
 #
 # Each block says what it changes, which line of Part I it replaces, why, and what it gains: the
-# share of the E-distance gap between control cells and other real cells that it closes, all genes
-# and the 20 that change most, over three seeds (docs/method.md has the table and the commands).
+# share of the E-distance gap between control cells and other real cells that it closes, all genes /
+# the 20 that change most, on simulated genes and on real pairs (docs/method.md: commands, seeds).
 # `model_class` at the end puts the classes together that the settings switch on. With all of them
 # off it returns `Departures` as it stands in Part I: that is `--paper`.
 
