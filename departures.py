@@ -546,6 +546,7 @@ class ImprovedSettings(Settings):
 #
 # Replaces `coexpression_network` and `propagate`. Co-variation alone cannot tell a cause from its
 # effect; a single knock-down of the upstream gene can. So the network is fitted to both at once.
+# Gains 0.32 / 0.45 on simulated genes; the targets of the real pairs are not measured.
 
 
 def structural_likelihood(S, cells, loadings, log_psi):
@@ -641,7 +642,8 @@ def structural_effects(S, cells, nodes, knock, shift, error, hubs=20, **options)
 # Replaces the encoder, and in `predict` the networks' whole answer by a correction to it. A
 # perturbation moves most cells of a type alike. That common shift is learnt per gene, in the units
 # in which it adds up: of the level if expressed, and of the log odds of being on. The networks keep
-# what differs from cell to cell.
+# what differs from cell to cell. Gains 2.05 / 0.72 and 2.01 / 1.28, with what builds on it. The
+# prior alone gains -0.03 / 0.00 and 0.03 / 0.00, the dropout -0.03 / 0.00 and 0.01 / 0.02.
 
 
 def along_first(layer, x):
@@ -903,7 +905,7 @@ class Shifted(Departures):
 #
 # Replaces `correction` and `evidence`. Between Gaussians the best prediction of the end is linear
 # in x_t, gene by gene, and a network with a bottleneck cannot make it. So the exact answer of one
-# gene is built in, and the networks learn the rest.
+# gene is built in, and the networks learn the rest. Gains 1.12 / 0.47 and 0.17 / 0.11.
 
 
 class SkipGate(Shifted):
@@ -954,7 +956,9 @@ class SkipGate(Shifted):
 #
 # Replaces x_0 and x_T before the bridge, in training and in sampling, and `state`. Where a gene is
 # off its level is not 0, it is not observed. With zeros left in, training shows x_t falling to 0 on
-# silent genes while sampling, where x_theta answers for expressed ones, shows it rising.
+# silent genes while sampling, where x_theta answers for expressed ones, shows it rising. Gains
+# -0.02 / 0.01 on the simulation, where 40 % of the values are zero, 0.47 / 0.17 on the real pairs,
+# 93 %.
 
 
 class ActiveValues:
@@ -996,7 +1000,7 @@ class IfExpressed(Shifted):
 # ---- Spread times (--spread-times) ---------------------------------------------------------------
 #
 # Replaces `times`. Uniform times one in each B-th part of [0, T]: the same expectation of the loss,
-# and a quieter gradient.
+# and a quieter gradient. Gains 0.00 / 0.00 and 0.04 / 0.03.
 
 
 class SpreadTimes(Departures):
@@ -1010,7 +1014,8 @@ class SpreadTimes(Departures):
 # ---- Null pairs (--null-pairs) -------------------------------------------------------------------
 #
 # Adds to the pairs of an epoch. Controls are paired with controls under "no perturbation": this
-# trains every cell type's label, and makes that condition the origin of every effect.
+# trains every cell type's label, and makes that condition the origin of every effect. Gains
+# 0.02 / 0.01 and -0.03 / -0.03.
 
 
 def null_pair_halves(controls):
@@ -1022,7 +1027,7 @@ def null_pair_halves(controls):
 # ---- Cosine decay (--cosine-decay) ---------------------------------------------------------------
 #
 # Replaces the constant learning rate. Large steps find the shifts soon, small ones at the end
-# settle the genes that change little.
+# settle the genes that change little. Gains 0.12 / 0.01 and 0.11 / 0.08.
 
 
 def cosine_decay(done):
