@@ -22,8 +22,8 @@ MUTANTS = {
         ),
         (
             "course/pairing.py",
-            "max(len(twin) - 1, 1)",
-            "len(twin)",
+            "max(len(pool) - 1, 1)",
+            "len(pool)",
             "the farthest cell does not have rank 1",
         ),
         (

@@ -310,7 +310,7 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "pairs += 0.5 * cells",
+            "pairs += cells - cells // 2",
             "pairs += cells",
             "a run believes in twice as many null pairs",
         ),
