@@ -525,8 +525,13 @@ SAMPLING = [
     Bad("sample.py run --out run/model.pt", "run/model.pt", "is an input; choose another name"),
     Bad("sample.py run --out tiny.h5ad", "tiny.h5ad", "is an input; choose another name"),
     Bad(
-        "sample.py run --data tiny.h5ad --condition TF001 --out ./tiny.h5ad",
+        "sample.py run --data renamed.h5ad --condition TF001 --out ./tiny.h5ad",
         "tiny.h5ad",
+        "is an input; choose another name",
+    ),
+    Bad(
+        "sample.py run --data renamed.h5ad --condition TF001 --out ./renamed.h5ad",
+        "renamed.h5ad",
         "is an input; choose another name",
     ),
     Bad("sample.py run --device cuda:9", "--device cuda:9", "use --device cpu"),
