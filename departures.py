@@ -735,7 +735,7 @@ class ShiftEncoder(nn.Module):
         return (self.effects[:, p] * fall[..., None]).sum(2)
 
     def without_fitted(self, effect, noise):
-        """Hide the fitted network's effects, of (G, C, N), with probability `target_dropout`.
+        """Hide the fitted network's effects with probability `target_dropout`: (G, C, N).
 
         It was fitted to the training conditions, so it explains them better than unseen ones.
         Hidden now and then, it leaves room to learn how far the user's network is right.

@@ -48,12 +48,12 @@ def switched(x0, shift, rng):
     log_odds, level = shift
     on = x0 > 0
     before = on.sum(0)
-    odds = logit((before + 0.5) / (len(x0) + 1)) + log_odds  # half a cell more on either side
-    after = ((len(x0) + 1) * expit(odds) - 0.5).clip(0, len(x0))
+    wanted = logit((before + 0.5) / (len(x0) + 1)) + log_odds  # half a cell more on either side
+    after = ((len(x0) + 1) * expit(wanted) - 0.5).clip(0, len(x0))
     switches = np.floor(np.abs(after - before) + rng.random(len(before)))
     may_switch = on != (after > before)
     order = np.where(may_switch, rng.random(x0.shape), 2)
-    nth = order.argsort(0).argsort(0)  # place of each cell among those that may switch
+    nth = order.argsort(0).argsort(0)  # each cell's place in a random order of those that may
     is_on = on != (may_switch & (nth < switches))
     expressed_first = -np.sort(-x0, 0)
     nth_drawn = (rng.random(x0.shape) * before).astype(int)

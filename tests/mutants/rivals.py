@@ -10,8 +10,8 @@ MUTANTS = {
         ),
         (
             "rivals/shifts.py",
-            "((len(x0) + 1) * expit(odds) - 0.5)",
-            "(len(x0) * expit(odds))",
+            "((len(x0) + 1) * expit(wanted) - 0.5)",
+            "(len(x0) * expit(wanted))",
             "the half cells are not taken back",
         ),
         (
