@@ -31,6 +31,7 @@ x (B, N) is log1p expression; d (B, N) is 1.0 where a gene is on, 0.0 where it i
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import ot
@@ -513,19 +514,19 @@ class ImprovedSettings(Settings):
     epsilon: str = setting("0.05", "Sinkhorn's: share of the mean cost, 'SHAREmax' or 'bridge'")
     learning_rate: float = setting(2e-3, "of AdamW", least=1e-9)
     grn: str = setting("structural", "gene network: structural, coexpression, none or a CSV")
+    gene_embedding: str = setting("", "CSV of numbers for each gene, to predict unmeasured targets")
     discrete: bool = setting(
         True, "the bridge of which genes are on; without it one bridge does both"
     )
-    shifts: bool = setting(True, "learn what a condition shifts on average, beside each cell's own")
+    shifts: bool = setting(True, "count what a condition shifts on average; learn each cell's own")
     skip_gate: bool = setting(True, "begin from the exact answer of a single gene")
+    anchor: bool = setting(True, "keep the sampled means where the expected shift puts them")
     if_expressed: bool = setting(
         True, "bridge the level if expressed: fill silent genes with draws"
     )
     spread_times: bool = setting(True, "spread a batch's training times evenly over [0, T]")
     null_pairs: bool = setting(True, "train on pairs of controls too, under no perturbation")
     cosine_decay: bool = setting(True, "let the learning rate fall to 0 along a half cosine")
-    target_dropout: float = setting(0.3, "chance to hide who the target is", least=0, most=1)
-    prior: float = setting(0.1, "scale of the Cauchy prior on remembered shifts; 0: none", least=0)
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -533,12 +534,11 @@ class ImprovedSettings(Settings):
             setattr(self, name, value)
         self.shifts = False
         self.skip_gate = False
+        self.anchor = False
         self.if_expressed = False
         self.spread_times = False
         self.null_pairs = False
         self.cosine_decay = False
-        self.target_dropout = 0.0
-        self.prior = 0.0
         return self
 
 
@@ -637,268 +637,490 @@ def structural_effects(S, cells, nodes, knock, shift, error, hubs=20, **options)
     return effects[:n_targets]
 
 
-# ---- Shifts (--shifts), and what is remembered (--target-dropout, --prior) -----------------------
+# ---- Expected shifts (--shifts) ------------------------------------------------------------------
 #
 # Replaces the encoder, and in `predict` the networks' whole answer by a correction to it. A
-# perturbation moves most cells of a type alike. That common shift is learnt per gene, in the units
-# in which it adds up: of the level if expressed, and of the log odds of being on. The networks keep
-# what differs from cell to cell. Gains 2.05 / 0.72 and 2.01 / 1.28, with what builds on it. The
-# prior alone gains -0.03 / 0.00 and 0.03 / 0.00, the dropout -0.03 / 0.00 and 0.01 / 0.02.
+# perturbation moves most cells of a type alike. This common shift needs no gradient: it is counted
+# in the training conditions, in the units in which effects add up, which are the log odds of being
+# on and the mean level if expressed, and carried to conditions that were not measured by a linear
+# mixed model (kriging). What a gene network says of a target is its prior mean, believed as far as
+# it was right on training targets. The networks keep what differs from cell to cell, and are not
+# told the condition: so they learn nothing of it that would not hold elsewhere.
 
 
-def along_first(layer, x):
-    """A linear layer along the first axis of x (features, C, N), where features are few.
+class Populations(NamedTuple):
+    """What was counted in the Q training conditions, the controls of each type among them."""
 
-    Three times as fast as along a last axis.
+    conditions: Conditions  # (Q), the controls' without a target
+    cells: torch.Tensor  # (Q, 1)
+    on: torch.Tensor  # (Q, N) how many of the cells express each gene
+    level: torch.Tensor  # (Q, N) their mean level, in the gene's standard deviations
+
+
+FLAT = 3.0  # sd of what a cell type is like, beyond what its controls show: as good as unknown
+
+
+def working_response(on, cells, log_odds):
+    """Counts as Gaussian observations of log odds near the given ones: values and variances.
+
+    One step of iteratively reweighted least squares, (Q, N) each. It is linear in the counts, so
+    rare genes are not biased as the logarithm of a rare count would be.
     """
-    product = torch.addmm(layer.bias[:, None], layer.weight, x.flatten(1))
-    return product.unflatten(1, x.shape[1:])
+    p = torch.sigmoid(log_odds)
+    information = p * (1 - p)
+    return log_odds + (on / cells - p) / information, 1 / (cells * information)
+
+
+def log_evidence(covariance, y):
+    """The Gaussian log density of y (n, Q) under covariances (n, Q, Q), up to a constant."""
+    factor = torch.linalg.cholesky(covariance)
+    z = torch.linalg.solve_triangular(factor, y[..., None], upper=False)
+    return -0.5 * z.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def marginal(V, same_type, kernels, squared):
+    """Covariances (n, Q, Q) of the mixed model: variances V (n, Q), squared amplitudes (n, J)."""
+    effects = torch.einsum("nj,jqr->nqr", squared, kernels)
+    return FLAT**2 * same_type + effects + torch.diag_embed(V)
+
+
+def choose_amplitudes(Y, V, same_type, kernels, amplitudes, most=150, progress=iter):
+    """How far the effects of the mixed model may go, for each row of Y (n, Q): (n, J), squared.
+
+    Every row has the amplitudes of one of the rows of `amplitudes` (A, J). How likely each is
+    depends on the row's own evidence and on how often it fits the others (empirical Bayes), so that
+    most genes may stand still and a few move far. The mean over these is returned.
+    """
+    # Time grows like Q^3, so where there are many conditions some of them have to do.
+    some = torch.linspace(0, Y.shape[1] - 1, min(Y.shape[1], most)).round().long()
+    Y, V = Y[:, some], V[:, some]
+    same_type, kernels = same_type[some][:, some], kernels[:, some][:, :, some]
+    evidence = []
+    for rows in progress(torch.arange(len(Y)).split(rows_at_once(len(some)))):
+        each = [marginal(V[rows], same_type, kernels, a.expand(len(rows), -1) ** 2)
+                for a in amplitudes]  # fmt: skip
+        evidence.append(torch.stack([log_evidence(C, Y[rows]) for C in each], 1))
+    evidence = torch.cat(evidence)  # (n, A)
+    share = torch.full_like(evidence[0], 1 / len(amplitudes))
+    for _ in range(100):
+        likely = torch.softmax(evidence + share.log(), 1)
+        share = likely.mean(0).clamp_min(1e-12)
+    return likely @ amplitudes**2
+
+
+def krige(Y, V, same_type, kernels, squared):
+    """Weights (n, Q) of the linear mixed model for Y (n, Q), of error variances V (n, Q).
+
+    y = what the cell type is like (flat) + the sum over j of a random effect of covariance
+    squared_j kernels[j] (Q, Q). A condition is predicted to have
+
+        weights @ (FLAT^2 same_type + sum_j squared_j kernels[j]), of it with the Q conditions.
+    """
+    weights = []
+    for rows in torch.arange(len(Y)).split(rows_at_once(Y.shape[1])):
+        C = marginal(V[rows], same_type, kernels, squared[rows])
+        solved = torch.cholesky_solve(Y[rows][..., None], torch.linalg.cholesky(C))
+        weights.append(solved[..., 0])
+    return torch.cat(weights)
+
+
+def rows_at_once(Q):
+    """How many (Q, Q) matrices fit into 160 MB."""
+    return max(1, 20_000_000 // Q**2)
+
+
+def fit_gains(X, y, weight, rounds=20):
+    """Coefficients (F,) of y (n,) on the columns of X (n, F), by least squares that forgive.
+
+    Errors are Cauchy: a target that did something else than the network says counts little.
+    """
+    forgive = torch.ones_like(y)
+    for _ in range(rounds):
+        A = X.T @ (X * (weight * forgive)[:, None])
+        ridge = 1e-6 * A.diagonal().mean().clamp_min(1e-12) * torch.eye(len(A)).to(A)
+        coefficients = torch.linalg.solve(A + ridge, X.T @ (weight * forgive * y))
+        forgive = 1 / (1 + weight * (y - X @ coefficients) ** 2)
+    return coefficients
+
+
+def believed(product, square):
+    """How far to believe predictions r of y in T targets: a factor from 0 to 1.
+
+    product, square (T,): the weighted sums of r y and r r of each. The slope of y on r, less what
+    leaving out one target after the other (jackknife) says is chance (James-Stein).
+    """
+    n = len(product)
+    if n < 3 or square.sum() <= 0:
+        return product.new_zeros(())
+    slope = product.sum() / square.sum()
+    without = (product.sum() - product) / (square.sum() - square).clamp_min(1e-12)
+    variance = (n - 1) / n * (without - without.mean()).square().sum()
+    return (slope * (1 - variance / slope**2).clamp_min(0)).clamp(0, 1)
 
 
 class ShiftEncoded(NamedTuple):
-    """The condition of each of B cells, with the shifts that all its cells share."""
+    """The condition of each of B cells, as the shifts that all its cells share."""
 
     cell_type: torch.Tensor  # (B,)
-    z: torch.Tensor  # (B, k)
     level: torch.Tensor  # (B, N) shift of the mean level if expressed
     log_odds: torch.Tensor  # (B, N) shift of the log odds of being on
-    penalty: torch.Tensor  # (B, 1) what the prior costs
 
 
 class ShiftEncoder(nn.Module):
-    """Encode conditions as shifts of every gene. Runs once per distinct condition of a batch.
+    """Conditions -> the shifts of every gene that are to be expected. Fitted once, by `fit`.
 
-    One condition, the knock-down of a gene p in cell type c, from top to bottom (G gene networks:
-    the fitted one, and the user's if there is one):
+    One condition, the knock-down of a gene p in cell type c, from top to bottom:
 
-        effects[:, p]          (G, N)     what each network says one unit of p does to every gene
-        * knock_down           (G, N)     how far p falls, in its standard deviations
-        gain(...)              (2, G, N)  how far to trust that, from the gene's own statistics
-        the networks' shift    (2, N)     of the level and of the log odds; so for unseen p too
-        z                      (k,)       what is remembered of p, if it was seen in training
-        the remembered shift   (2, N)     a linear map of z, so that several targets add up
-        level, log_odds        (N,) each  the sum of both shifts
+        effects[:, p]       (G, N)     what each network says one unit of p does to every gene
+        * knock_down        (G, N)     how far p is moved, in its standard deviations
+        * gain, belief      (2, N)     how far that was right on training targets, and no farther
+        own                 (2,)       how far training targets' own transcripts moved; p moves so
+        prior mean          (2, N)     of the log odds and of the level; so for unseen p too
+        + weights @ kernels (2, N)     what the training conditions say beyond their own prior means
 
-    In training what is remembered gives way, with probability `target_dropout`, to what is known of
-    a target that was never seen: a linear map of its structure (drugs), or the memory of an unknown
-    target, so that the network must explain the rest. In sampling an unseen gene has no memory,
-    which measured better than that of the unknown target, or the mean of those seen. For genes the
-    remembered shift has a Cauchy prior: small shifts are likelier chance than effect, and without
-    it the sampling noise of few cells would be repeated. A drug's dose acts through a Hill curve.
+    The kernels say which training conditions a condition resembles: those of the same target (and
+    of a like dose), those in cell types like its own, those in its own type, and, where structures
+    are known, those of similar targets. That of several targets is the sum over them.
     """
 
-    def __init__(self, settings, n_genes, n_targets, n_types, networks, structure, dosed):
+    def __init__(
+        self, n_genes, n_targets, n_types, dosed, structure, networks, conditions, at_once
+    ):
         super().__init__()
-        length = settings.embedding
         self.n_types = n_types
         self.dosed = dosed
-        self.prior = 0.0 if dosed else settings.prior
-        self.null_pairs = settings.null_pairs
-        self.dropout = settings.target_dropout
-        self.target = nn.Embedding(n_targets + 1, length)  # the last one: unknown
-        self.hill = nn.Linear(length, 2)  # log slope, log10 of the half-way dose
-        self.from_structure = nn.Linear(structure, length)
-        self.memory = nn.Linear(length, 2 * n_genes, bias=False)
-        self.gain = nn.ModuleList([nn.Linear(3 + networks, 8), nn.Linear(8, 2 * networks)])
-        nn.init.normal_(self.target.weight, std=0.3)
-        nn.init.normal_(self.gain[1].weight, std=0.02)
-        nn.init.constant_(self.gain[1].bias, 0.4)
-        for parameter in (self.memory.weight, self.hill.weight, self.hill.bias):
-            nn.init.zeros_(parameter)
+        self.fitted = None  # (Q, 2, N), made when training begins
         self.register_buffer("effects", torch.zeros(networks, n_targets, n_genes))
         self.register_buffer("structure", torch.zeros(n_targets, structure))
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
-        self.register_buffer("seen_in_type", torch.zeros(n_targets, n_types, dtype=torch.bool))
-        self.register_buffer("usual_dose", torch.zeros(()))  # log10
-        self.register_buffer("cells", torch.tensor(math.inf))  # of an average training condition
+        self.register_buffer("gain", torch.zeros(2, networks, 4))
+        self.register_buffer("belief", torch.zeros(2))
+        self.register_buffer("most", torch.zeros(()))  # the largest effect of a training target
+        self.register_buffer("own", torch.zeros(2))
+        self.register_buffer("middle", torch.zeros(6))  # log10 doses
+        self.register_buffer("target", torch.full((conditions, at_once), -1))
+        self.register_buffer("dose", torch.ones(conditions, at_once))
+        self.register_buffer("cell_type", torch.zeros(conditions, dtype=torch.long))
+        self.register_buffer("weights", torch.zeros(conditions, 2 * n_genes).double())
+        self.register_buffer("squared_amplitudes", torch.zeros(6, 2 * n_genes).double())
 
     def reachable(self):
         """Which targets (P,) a gene network or a structure tells something about."""
         return self.effects.any(2).any(0) | self.structure.any(1)
 
-    def forward(self, conditions, model, noise=None):
-        """Conditions -> shifts of the level and the log odds (C, N), z (C, k), penalty (C, 1)."""
-        effect = self.effect_of_networks(conditions, model)
-        if self.training and len(effect) > 1:
-            effect = self.without_fitted(effect, noise)
-        level, log_odds = self.trusted(effect, conditions.cell_type, model)
-        z, told = self.remember(conditions, noise)
-        remembered = self.memory(z).unflatten(1, (2, -1)).transpose(0, 1)  # (2, C, N)
-        penalty = self.penalty(remembered, model)
-        return level + remembered[0], log_odds + remembered[1], told, penalty
+    def training_conditions(self):
+        """The Q conditions that were fitted."""
+        return Conditions(self.target, self.dose, self.cell_type)
 
-    def effect_of_networks(self, conditions, model):
-        """What each gene network says the conditions do to every gene: (G, C, N)."""
+    def forward(self, conditions, model):
+        """Conditions -> expected shifts (C, 2, N): of the log odds, and of the level in sd."""
+        if not self.training:
+            return self.expect(conditions, model)
+        if self.fitted is None:
+            every = self.training_conditions()
+            rows = torch.arange(len(self.target)).split(64)
+            self.fitted = torch.cat([self.expect(every.take(r), model) for r in rows])
+        same = (conditions.target[:, None] == self.target).all(2)
+        same = same & (conditions.dose[:, None] == self.dose).all(2)
+        same = same & (conditions.cell_type[:, None] == self.cell_type)
+        return self.fitted[same.int().argmax(1)]
+
+    def expect(self, conditions, model):
+        """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
+        same_type, kernels = self.relations(conditions, model)
+        shift = FLAT**2 * same_type @ self.weights
+        for kernel, squared in zip(kernels, self.squared_amplitudes, strict=True):
+            shift = shift + squared * (kernel @ self.weights)
+        shift = shift.unflatten(1, (2, -1)) + self.prior_mean(conditions, model)
+        treated = self.cell_type[(self.target >= 0).any(1)]
+        new_type = ~torch.isin(conditions.cell_type, treated)
+        return torch.where(
+            new_type[:, None, None], self.same_depth(shift, conditions, model), shift
+        )
+
+    def same_depth(self, shift, conditions, model):
+        """The shift (C, 2, N) less its mean over genes.
+
+        Samples differ in depth, which moves all genes alike. Of a cell type never seen treated only
+        the depth of its controls is known.
+        """
+        fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
+        weight = torch.stack([fraction * (1 - fraction), fraction], 1)
+        return shift - (weight * shift).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+
+    # -- What the networks say --
+
+    def prior_mean(self, conditions, model):
+        """What is expected of conditions before any of the like was seen: (C, 2, N)."""
+        shift = self.networks_say(conditions, model)
+        size = shift.square().mean(2).sum(1).sqrt()[:, None, None]
+        shift = shift * self.belief[:, None] * (self.most / size.clamp_min(1e-12)).clamp_max(1)
+        own = self.own_genes(conditions, model)[:, None]
+        return torch.where(own, self.own[:, None], shift)
+
+    def networks_say(self, conditions, model):
+        """The networks' effects, each multiplied by its gain, (C, 2, N); 0 on own transcripts."""
+        columns = self.columns(conditions, model)  # (G, 4, C, N)
+        shift = torch.einsum("sgf,gfcn->csn", self.gain, columns)
+        return shift * ~self.own_genes(conditions, model)[:, None]
+
+    def columns(self, conditions, model):
+        """The effects (G, C, N) times 1 and three statistics of the gene: (G, 4, C, N)."""
         present = conditions.target >= 0
         p = conditions.target.clamp_min(0)
-        fall = model.knock_down(p, conditions.cell_type[:, None]) * present  # (C, M)
-        return (self.effects[:, p] * fall[..., None]).sum(2)
-
-    def without_fitted(self, effect, noise):
-        """Hide the fitted network's effects with probability `target_dropout`: (G, C, N).
-
-        It was fitted to the training conditions, so it explains them better than unseen ones.
-        Hidden now and then, it leaves room to learn how far the user's network is right.
-        """
-        u = torch.rand(effect.shape[1], generator=noise.generator, device=effect.device)
-        kept = torch.ones_like(effect[:, :, :1])
-        kept[0, :, 0] = (u >= self.dropout).to(effect)
-        return effect * kept
-
-    def trusted(self, effect, cell_type, model):
-        """The networks' effects (G, C, N), each multiplied by a learned gain: (2, C, N).
-
-        A small map computes the gains from the gene's own statistics and the effect itself, the
-        same map for all genes, so that they hold for targets that were never seen.
-        """
-        mean = model.control_mean[cell_type]
-        fraction = model.control_fraction[cell_type]
+        moved = model.knock_down(p, conditions.cell_type[:, None]) * present  # (C, M)
+        effect = (self.effects[:, p] * moved[..., None]).sum(2)
+        mean = model.control_mean[conditions.cell_type]
+        fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
         scale = model.level_scale.expand_as(mean)
-        gene = torch.stack([mean, fraction, scale])  # (3, C, N)
-        hidden = F.silu(along_first(self.gain[0], torch.cat([gene, effect])))
-        gain = along_first(self.gain[1], hidden).unflatten(0, (2, -1))  # (2, G, C, N)
-        return (gain * effect).sum(1)
+        features = torch.stack([torch.ones_like(mean), mean, fraction, scale])
+        return effect[:, None] * features
 
-    def remember(self, conditions, noise):
-        """What is remembered of the conditions, z (C, k), and what the networks are told of it.
+    def own_genes(self, conditions, model):
+        """Which genes are targets of the conditions themselves: (C, N)."""
+        gene = torch.where(conditions.target >= 0, model.target_gene[conditions.target], -1)
+        own = F.one_hot(gene + 1, model.control_mean.shape[1] + 1).any(1)
+        return own[:, 1:]
 
-        What they learnt of a gene holds in the types where it was seen. Elsewhere they are told
-        z = 0, which null pairs taught them to take for "no perturbation". This rule is for genes,
-        where the prior holds the memory; a drug's memory is told everywhere.
-        """
-        present = conditions.target >= 0
-        p = conditions.target.clamp_min(0)  # (C, M)
-        known = self.seen[p] & present
-        if self.training:
-            u = torch.rand(len(p), generator=noise.generator, device=p.device)
-            known = known & (u >= self.dropout)[:, None]
-        has_structure = self.structure.any(1)[p][..., None]
-        unknown = self.target.weight[-1] if self.training else 0.0
-        unknown = torch.where(has_structure, self.from_structure(self.structure[p]), unknown)
-        z = torch.where(known[..., None], self.target(p), unknown) * present[..., None]
+    # -- Which conditions are alike --
+
+    def response(self, dose):
+        """Doses (..., M) -> six saturating curves (..., M, 6), of length 1 at the largest dose."""
+        log_dose = torch.log10(dose.clamp_min(1e-12))[..., None]
+        curves = torch.sigmoid(2.3 * (log_dose - self.middle))
+        largest = torch.sigmoid(2.3 * (self.middle[-1] - self.middle))
+        return curves / largest.norm()
+
+    def relations(self, conditions, model):
+        """How C conditions resemble the Q fitted ones: same type (C, Q), kernels (6, C, Q)."""
+        mine, fitted = conditions.target[:, None, :, None], self.target[None, :, None, :]
+        both = (mine >= 0) & (fitted >= 0)  # (C, Q, M, M)
         if self.dosed:
-            z = z * self.response_to(conditions.dose, z)
-        told = z
-        if not self.training and self.prior and self.null_pairs:
-            k = conditions.cell_type[:, None]
-            seen = (k < self.n_types) & self.seen_in_type[p, k.clamp_max(self.n_types - 1)]
-            told = z * (seen | ~known)[..., None]
-        return z.sum(1), told.sum(1)
+            both = both * torch.einsum(
+                "cmj,qnj->cqmn", self.response(conditions.dose), self.response(self.dose)
+            )
+        same_type = (conditions.cell_type[:, None] == self.cell_type).double()
+        same_target = (both * (mine == fitted)).sum((2, 3)).double()
+        direction = F.normalize(self.structure[:, :-1], dim=1)
+        alike = (direction @ direction.T)[mine.clamp_min(0), fitted.clamp_min(0)]
+        structure = (both * alike).sum((2, 3)).double()
+        like = self.likeness(model)[conditions.cell_type][:, self.cell_type]
+        shared = both.double().sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)
+        kernels = [
+            same_target, like * same_target, same_type * same_target, (1 + same_type) * shared,
+            structure, same_type * structure,
+        ]  # fmt: skip
+        return same_type, torch.stack(kernels)
 
-    def response_to(self, dose, z):
-        """The Hill curve in the dose (C, M) of targets remembered as z (C, M, k): (C, M, 1)."""
-        slope, middle = self.hill(z).unbind(-1)
-        log_dose = torch.log10(dose.clamp_min(1e-12)) - self.usual_dose
-        return torch.sigmoid(slope.exp() * (log_dose - middle))[..., None]
+    def likeness(self, model):
+        """How like the controls of cell types are, (K, K): 1 for the same, e^-1/2 on average."""
+        profile = model.control_log_odds.double()
+        profile = profile - profile.mean(1, keepdim=True)
+        distance = torch.cdist(profile, profile).square()
+        between = distance[: self.n_types, : self.n_types]
+        usual = between.sum() / (between > 0).sum().clamp_min(1)
+        return torch.exp(-0.5 * distance / usual.clamp_min(1e-9))
 
-    def penalty(self, remembered, model):
-        """Minus the log of the Cauchy prior of the remembered shifts (2, C, N): (C, 1).
+    def amplitudes(self):
+        """The amplitudes that a gene may have, (A, 6): one for each kernel."""
+        treated = (self.target >= 0).any(1)
+        types = len(self.cell_type[treated].unique())
+        targets = len(self.target[treated].unique())
+        none = [0.0]
+        same, in_type, like, structure = [0, 0.1, 0.2, 0.4, 0.8, 1.6], none, none, none
+        shared = [0.1, 0.3, 1.0]
+        if targets < 5:
+            same, shared = [1.0], none  # a variance of so few is not known: take them as they are
+        if types > 1:
+            in_type = [0, 0.1, 0.2, 0.4, 0.8]
+        if types > 2:
+            like = [0, 0.4, 1.0]
+        if self.structure.any():
+            same, in_type, like, shared = [0, 0.4], in_type[::3], none, [0.3]
+            structure = [0, 0.3, 1.0]
+        structure_in_type = structure if types > 1 else none
+        grids = [same, like, in_type, shared, structure, structure_in_type]
+        return torch.cartesian_prod(*[torch.tensor(grid).double() for grid in grids])
 
-        Per cell of an average condition. Eq. 14 counts a gene's log likelihood 1/N times; Eq. 9
-        counts it `weight` (N,) times that.
+    # -- The fit --
+
+    @torch.no_grad()
+    def fit(self, populations, model, progress=iter):
+        """Learn from what was counted in the training conditions."""
+        conditions, cells, on, level = populations
+        self.target.copy_(conditions.target)
+        self.dose.copy_(conditions.dose)
+        self.cell_type.copy_(conditions.cell_type)
+        if self.dosed:
+            log_dose = torch.log10(self.dose[self.target >= 0].clamp_min(1e-12))
+            least, largest = log_dose.min().item() - 0.5, log_dose.max().item()
+            self.middle.copy_(torch.linspace(least, largest, 6))
+        start = torch.stack([model.control_log_odds, model.control_level / model.level_scale], 1)
+        start = start[self.cell_type].double()  # (Q, 2, N)
+        cells, on, level = cells.double(), on.double(), level.double()
+        usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
+        near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
+        self.fit_networks(near - start[:, 0], level - start[:, 1], cells, on, model)
+        prior = self.prior_mean(conditions, model).double()
+        same_type, kernels = self.relations(conditions, model)
+        amplitudes = self.amplitudes().to(kernels)
+        choose = partial(choose_amplitudes, progress=progress)
+        squared = None
+        for _ in range(2):  # of iteratively reweighted least squares
+            log_odds, variance = working_response(on, cells, near)
+            y = log_odds - start[:, 0] - prior[:, 0]
+            model_of_log_odds = y.T, variance.T, same_type, kernels
+            if squared is None:
+                squared = choose(*model_of_log_odds, amplitudes)
+            weights = krige(*model_of_log_odds, squared)
+            moved = FLAT**2 * weights @ same_type
+            moved = moved + torch.einsum("nj,nq,jqr->nr", squared, weights, kernels)
+            near = (start[:, 0] + prior[:, 0] + moved.T).clamp(-7, 7)
+        y = torch.where(on > 0, level - start[:, 1] - prior[:, 1], 0)
+        variance = torch.where(on > 0, 1 / on.clamp_min(1), 1e4)
+        model_of_levels = y.T, variance.T, same_type, kernels
+        squared_of_levels = choose(*model_of_levels, amplitudes)
+        weights_of_levels = krige(*model_of_levels, squared_of_levels)
+        self.weights.copy_(torch.cat([weights, weights_of_levels]).T)
+        self.squared_amplitudes.copy_(torch.cat([squared, squared_of_levels]).T)
+
+    def fit_networks(self, log_odds, level, cells, on, model):
+        """How far own transcripts moved, how far the networks were right, and how large they are.
+
+        log_odds, level (Q, N): the shifts that were measured, in `cells` cells (Q, 1) of which `on`
+        (Q, N) express each gene.
         """
-        if not self.prior:
-            return torch.zeros_like(remembered[0, :, :1])
-        level = remembered[0] / model.level_scale
-        weight = 2 * model.level_scale**2 / model.control_fraction.mean()
-        unlikely = torch.log1p((remembered[1] / self.prior) ** 2)
-        unlikely = unlikely + weight * torch.log1p((level / self.prior) ** 2)
-        return (unlikely.mean(1) / self.cells)[:, None]
+        conditions = self.training_conditions()
+        present = conditions.target >= 0
+        own = self.own_genes(conditions, model)
+        alone = (present.sum(1) == 1)[:, None] & own
+        if alone.any():
+            self.own.copy_(torch.stack([log_odds[alone].mean(), level[alone].mean()]))
+        in_network = self.effects.any(2).any(0)
+        known = (present & in_network[conditions.target.clamp_min(0)]).sum(1)
+        rows = present.any(1) & (known == present.sum(1))
+        if not (rows.any() and self.effects.any()):
+            return
+        same_type = self.cell_type[:, None] == self.cell_type
+        control = (same_type & ~present.any(1)).int().argmax(1)  # row of each condition's controls
+        p = torch.sigmoid(model.control_log_odds[self.cell_type].double())
+        noise = [1 / (cells * p * (1 - p)), 1 / on.clamp_min(0.1)]
+        _, which = torch.unique(conditions.target[rows], dim=0, return_inverse=True)
+        X = self.columns(conditions.take(rows), model).flatten(0, 1).double()  # (4 G, C, N)
+        others = ~own[rows]
+        for s, (y, variance) in enumerate(zip((log_odds, level), noise, strict=True)):
+            weight = 1 / (variance + variance[control] + 0.05)[rows]
+            y = torch.where(on[rows] > 0, y[rows], 0) if s else y[rows]
+            gain = fit_gains(X[:, others].T, y[others], weight[others])
+            self.gain[s].copy_(gain.unflatten(0, (-1, 4)))
+            said = torch.einsum("f,fcn->cn", gain, X) * others
+            product = (weight * said * y).sum(1)
+            square = (weight * said * said).sum(1)
+            targets = torch.zeros(2, which.max() + 1).to(product)
+            targets = targets.index_add(1, which, torch.stack([product, square]))
+            self.belief[s].copy_(believed(*targets))
+        said = self.networks_say(conditions.take(rows), model)
+        self.most.copy_(said.square().mean(2).sum(1).sqrt().max())
 
 
 class Shifted(Departures):
     """Departures whose networks correct the shift that a condition makes on average.
 
-    A cell type is known by its controls: their mean, their mean level if expressed and the fraction
-    of them that expresses each gene, (K, N) each. So a type that only appears in sampling has all
-    that is needed (`describe_cell_type`); its label is the mean of the labels that were trained.
+    A cell type is known by its controls, (K, N) each: their mean, and the log odds of being on, the
+    mean level if expressed and its standard deviation. So a type that only appears in sampling has
+    all that is needed (`describe_cell_type`).
     """
 
     inputs = 1  # numbers that x_theta sees of each gene
 
-    def build(self, structure=1, networks=1):
+    def build(self, structure=1, networks=1, conditions=1, at_once=1):
         """Make the encoder and the networks."""
         n_genes, n_types = len(self.genes), len(self.cell_types)
-        settings = self.settings
         position = {gene: i for i, gene in enumerate(self.genes)}
         nodes = torch.tensor([position.get(name, -1) for name in self.targets], dtype=torch.long)
         self.register_buffer("target_gene", nodes)  # -1: not measured
-        for name in ("control_mean", "control_level", "control_fraction"):
+        for name in ("control_mean", "control_level", "control_log_odds"):
             self.register_buffer(name, torch.zeros(n_types, n_genes))
+        self.register_buffer("control_scale", torch.ones(n_types, n_genes))
         self.register_buffer("gene_scale", torch.ones(n_genes))  # sd within a group
         self.register_buffer("level_scale", torch.ones(n_genes))  # sd of the level if expressed
-        dosed = self.kind == "drug"
+        self.register_buffer("usual_fraction", torch.full((n_genes,), 0.5))  # of all training cells
+        self.register_buffer("direction", -torch.ones(()))  # knocked down; 1: activated
         self.encoder = ShiftEncoder(
-            settings, n_genes, len(self.targets), n_types, networks, structure, dosed
-        )
-        context = settings.embedding + 8
-        self.label = nn.Embedding(n_types, 8)
-        self.x_network = Network(self.inputs * n_genes, context, settings.width, n_genes)
-        self.d_network = Network(n_genes, context, settings.width, n_genes)
+            n_genes, len(self.targets), n_types, self.kind == "drug",
+            structure, networks, conditions, at_once,
+        )  # fmt: skip
+        self.x_network = Network(self.inputs * n_genes, 0, self.settings.width, n_genes)
+        self.d_network = Network(n_genes, 0, self.settings.width, n_genes)
 
-    def describe_cell_type(self, name, mean, level, fraction, cells):
+    def describe_cell_type(self, name, mean, level, fraction, variance, cells):
         """Say what the controls of a type are like: (N,) statistics of so many cells."""
         if name not in self.cell_types:
             self.cell_types.append(name)
-            for table in ("control_mean", "control_level", "control_fraction"):
+            for table in ("control_mean", "control_level", "control_log_odds", "control_scale"):
                 setattr(self, table, F.pad(getattr(self, table), (0, 0, 0, 1)))
         k = self.cell_types.index(name)
-        self.control_mean[k] = torch.as_tensor(mean)
-        self.control_level[k] = torch.as_tensor(level)
-        fraction = torch.as_tensor(fraction)
-        self.control_fraction[k] = (fraction * cells + 0.5) / (cells + 1)  # never exactly 0 or 1
+        mean, level, fraction, variance = (
+            torch.as_tensor(a).to(self.level_scale) for a in (mean, level, fraction, variance)
+        )
+        self.control_mean[k] = mean
+        self.control_level[k] = level
+        # As if one more cell were like all cells of the screen: never exactly 0 or 1.
+        on = fraction * cells
+        self.control_log_odds[k] = torch.logit((on + self.usual_fraction) / (cells + 1)).clamp(
+            -7, 7
+        )
+        # As if ten more cells varied as the gene does elsewhere, in this type's proportion.
+        usual = self.level_scale**2
+        proportion = (variance * on).sum() / (usual * on).sum().clamp_min(1e-12)
+        variance = (variance * on + 10 * proportion * usual) / (on + 10)
+        self.control_scale[k] = variance.sqrt().clamp_min(0.05)
 
     def knock_down(self, target, cell_type):
-        """How far targets fall when they are silenced: minus their mean, in sd; -1 if unmeasured.
+        """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.
 
+        A gene falls by its mean; where the screen activates genes (`direction`) it rises so far.
         target and cell_type are tensors of indices that broadcast against each other.
         """
         gene = self.target_gene[target]
-        fall = -self.control_mean[cell_type, gene] / self.gene_scale[gene]
-        return torch.where(gene >= 0, fall, -1.0)
+        height = self.control_mean[cell_type, gene] / self.gene_scale[gene]
+        return self.direction * torch.where(gene >= 0, height, 1.0)
 
     def encode(self, conditions, which, noise=None):
         """Encode the distinct conditions (C of them), then hand each cell its own, which (B,)."""
-        level, log_odds, z, penalty = self.encoder(conditions, self, noise)
-        # F.embedding, for its backward pass is faster than that of z[which].
-        parts = [F.embedding(which, part) for part in (z, level, log_odds, penalty)]
-        return ShiftEncoded(conditions.cell_type[which], *parts)
+        log_odds, level = self.encoder(conditions, self).to(self.level_scale).unbind(1)
+        level = level * self.level_scale
+        return ShiftEncoded(conditions.cell_type[which], level[which], log_odds[which])
 
-    def labels(self, cell_type):
-        """The labels (B, 8) of cell types; of one that only appears in sampling, their mean."""
-        trained = len(self.label.weight)
-        labels = self.label(cell_type.clamp_max(trained - 1))
-        return torch.where((cell_type < trained)[:, None], labels, self.label.weight.mean(0))
+    def expected_end(self, condition):
+        """The mean level if expressed and the log odds of being on at the end: (B, N) each."""
+        k = condition.cell_type
+        level = self.control_level.index_select(0, k) + condition.level
+        return level, self.control_log_odds.index_select(0, k) + condition.log_odds
 
     def predict(self, t, x, d, condition):
         """Both ends from x_t and d_t: the shifted controls, corrected for each cell."""
-        context = torch.cat([condition.z, self.labels(condition.cell_type)], 1)
-        start = self.control_level.index_select(0, condition.cell_type)
-        moved = x - start
-        learnt = self.x_network(self.state(moved / self.level_scale, d), t, context)
-        learnt = learnt * self.level_scale
-        endpoint = start + condition.level + self.correction(t, moved, condition.level, learnt)
-        log_odds = torch.logit(self.control_fraction).index_select(0, condition.cell_type)
-        log_odds = log_odds + condition.log_odds + self.d_network(2 * d - 1, t, context)
+        level, log_odds = self.expected_end(condition)
+        scale = self.control_scale.index_select(0, condition.cell_type)
+        moved = (x - level + condition.level) / scale  # from the mean of the controls
+        shift = condition.level / scale
+        no_context = x[:, :0]
+        learnt = self.x_network(self.state(moved, d), t, no_context)
+        endpoint = level + scale * self.correction(t, moved, shift, learnt, scale)
+        log_odds = log_odds + self.d_network(2 * d - 1, t, no_context)
         return endpoint, log_odds + self.evidence(t, d, condition.cell_type)
 
     def state(self, moved, d):
         """What x_theta sees of the cells."""
         return moved
 
-    def correction(self, t, moved, level_shift, learnt):
+    def correction(self, t, moved, shift, learnt, scale):
         """How a cell's end differs from the end of its group's mean: what the network learnt."""
         return learnt
 
     def evidence(self, t, d, cell_type):
         """What a gene's own state d_t says of its end, in log odds: left to the network."""
         return 0.0
-
-    def loss(self, x0, xT, d0, dT, conditions, which, noise):
-        """Eq. 9 and Eq. 14, and the prior's share, to be added to them."""
-        condition = self.encode(conditions, which, noise)
-        losses = self.bridge_losses(x0, xT, d0, dT, condition, noise)
-        return *losses, condition.penalty.mean()
 
 
 # ---- Skip gate (--skip-gate) ---------------------------------------------------------------------
@@ -909,47 +1131,80 @@ class Shifted(Departures):
 
 
 class SkipGate(Shifted):
-    """Endpoint predictors that begin from the exact answer of a single gene."""
+    """Endpoint predictors that begin from the exact answer of a single gene.
 
-    def build(self, structure=1, networks=1):
+    Levels are counted in standard deviations of the cell type's controls.
+    """
+
+    def build(self, **sizes):
         """Make the gate's parameters, per gene, beside the networks."""
-        super().build(structure, networks)
+        super().build(**sizes)
         n_genes = len(self.genes)
         self.log_scale = nn.Parameter(torch.zeros(2, n_genes))  # of x_0 and of x_T
         self.correlation = nn.Parameter(torch.full((n_genes,), 0.2))  # theirs, as atanh
         off_on = torch.tensor([[-0.1], [0.3]]).repeat(1, n_genes)
         self.start_given_end = nn.Parameter(off_on)  # log odds of d_0 given d_T
 
-    def gate(self, t):
-        """g(t) (B, N), the slope of E[x_T | x_t] on x_t; g(T) = 1.
+    def gate(self, t, scale):
+        """g(t) (B, N), the slope of E[x_T | x_t] on x_t; g(T) = 1. scale: one unit (B, N).
 
         For a Brownian bridge between Gaussians of covariance c, by regression:
-        g = ((1-t) c + t s_T^2) / ((1-t)^2 s_0^2 + t^2 s_T^2 + 2 t (1-t) (c + sigma^2 / 2)).
+        g = ((1-t) c + t s_T^2) / ((1-t)^2 s_0^2 + t^2 s_T^2 + 2 t (1-t) c + t (1-t) sigma^2).
         """
         s0, sT = self.log_scale.exp()
         c = torch.tanh(self.correlation) * s0 * sT
         weights = torch.cat([(1 - t) ** 2, 2 * t * (1 - t), t**2], 1)
-        variance = weights @ torch.stack([s0**2, c + self.settings.sigma**2 / 2, sT**2])
+        variance = weights @ torch.stack([s0**2, c, sT**2])
+        variance = variance + t * (1 - t) * (self.settings.sigma / scale) ** 2
         return torch.cat([1 - t, t], 1) @ torch.stack([c, sT**2]) / variance
 
-    def correction(self, t, moved, level_shift, learnt):
+    def correction(self, t, moved, shift, learnt, scale):
         """The gate on how far a cell is from the mean path, and what the network learnt.
 
         Eq. 16 divides by T - t: an error that does not fall with the time left would grow without
         bound. At T the gate alone is right.
         """
-        return (1 - t) * learnt + self.gate(t) * (moved - t * level_shift)
+        return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)
 
     def evidence(self, t, d, cell_type):
         """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): it grows like -log(1 - t)."""
         kappa = t.clamp_max(1 - 1e-4)
-        before = torch.logit(self.control_fraction).index_select(0, cell_type)
+        before = self.control_log_odds.index_select(0, cell_type)
         sign = 2 * d - 1
         given_off = torch.sigmoid(sign * (before + self.start_given_end[0]))  # P(d_0 = d_t | d_T)
         given_on = torch.sigmoid(sign * (before + self.start_given_end[1]))
         if_on = kappa * d + (1 - kappa) * given_on
         if_off = kappa * (1 - d) + (1 - kappa) * given_off
         return torch.log(if_on / if_off)
+
+
+# ---- Anchor (--anchor) ---------------------------------------------------------------------------
+#
+# Adds to `predict`, in sampling. Averaged over the cells of a condition, what is predicted of the
+# end is the same at every time: the mean of the end (tower property). That mean is known, for it is
+# the expected shift. So the networks may say how cells differ, and their mean is put where it has
+# to be; what they learnt too well of some cell type cannot carry another one away.
+
+
+class Anchored(Shifted):
+    """Sampling whose predictions, averaged over the cells, are the expected ends."""
+
+    def predict(self, t, x, d, condition):
+        """Both ends; in sampling, x and d (B, N) are enough cells to stand for the condition."""
+        endpoint, log_odds = super().predict(t, x, d, condition)
+        if self.training:
+            return endpoint, log_odds
+        level, wanted = self.expected_end(condition)
+        fraction = torch.sigmoid(wanted[0])
+        offset = torch.zeros_like(fraction)
+        for _ in range(4):  # Newton's method
+            p = torch.sigmoid(log_odds + offset)
+            slope = (p * (1 - p)).mean(0) + 1e-3
+            offset = (offset + (fraction - p.mean(0)) / slope).clamp(-2, 2)
+        log_odds = log_odds + offset
+        p = torch.sigmoid(log_odds)
+        mean = (p * endpoint).sum(0) / p.sum(0).clamp_min(1e-6)  # of the cells that will be on
+        return endpoint + level[0] - mean, log_odds
 
 
 # ---- If-expressed levels (--if-expressed) --------------------------------------------------------
@@ -1050,10 +1305,10 @@ class OneBridge(Departures):
         endpoint, _ = super().predict(t, x, d, condition)
         return endpoint, torch.full_like(endpoint, 100.0)
 
-    def describe_cell_type(self, name, mean, level, fraction, cells):
+    def describe_cell_type(self, name, mean, level, fraction, variance, cells):
         """A level is the mean over all cells, zeros among them, and every cell expresses it."""
         everywhere = torch.ones(len(self.genes))
-        super().describe_cell_type(name, mean, mean, everywhere, cells)
+        super().describe_cell_type(name, mean, mean, everywhere, variance, cells)
 
 
 # ---- All together --------------------------------------------------------------------------------
@@ -1066,6 +1321,8 @@ def model_class(settings):
         parts.append(OneBridge)
     if settings.spread_times:
         parts.append(SpreadTimes)
+    if settings.anchor:
+        parts.append(Anchored)
     if settings.if_expressed:
         parts.append(IfExpressed)
     if settings.skip_gate:

@@ -29,7 +29,7 @@ from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
-FORMAT = 6  # of the checkpoint; raise it when that changes
+FORMAT = 7  # of the checkpoint; raise it when that changes
 PARTS = {  # of a checkpoint (train.py writes it)
     "settings", "reading", "genes", "targets", "cell_types", "kind", "sizes", "model",
     "epoch", "epochs", "optimiser", "log", "groups",
@@ -230,7 +230,9 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
     prediction and the levels if expressed, each (n, N) CSR, and the rows of the controls.
     """
     own = own_seed(seed, perturbation, cell_type)
-    rows = draw_controls(screen, cell_type, n, np.random.default_rng(own))
+    # Means over the cells are anchored, so there have to be enough of them.
+    enough = max(n, 64) if model.settings.anchor else n
+    rows = draw_controls(screen, cell_type, enough, np.random.default_rng(own))
     noise = Noise(own, device)
     conditions = conditions_of(model, [(perturbation, cell_type)])
     predicted, levels = [], []
@@ -242,9 +244,9 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
         x, level = sample(model, x0, d0, conditions, noise)
         predicted.append(x.cpu().numpy())
         levels.append(level.cpu().numpy())
-    predicted = sparse.csr_matrix(np.concatenate(predicted))
-    levels = sparse.csr_matrix(np.concatenate(levels))
-    return predicted, levels, rows
+    predicted = sparse.csr_matrix(np.concatenate(predicted)[:n])
+    levels = sparse.csr_matrix(np.concatenate(levels)[:n])
+    return predicted, levels, rows[:n]
 
 
 def trace_paths(path, model, screen, perturbation, cell_type, values, seed, device, cells=60):

@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import evaluate
@@ -41,6 +40,7 @@ from departures import (
     ActiveValues,
     ImprovedSettings,
     Noise,
+    Populations,
     Settings,
     coexpression_network,
     cosine_decay,
@@ -54,7 +54,7 @@ from report.training import draw_loss
 from screens import CONTROL, InputError
 
 LOG = (
-    "epoch", "endpoint_loss", "activation_loss", "prior", "plans", "unconverged",
+    "epoch", "endpoint_loss", "activation_loss", "plans", "unconverged",
     "marginal_error", "plan_information", "seconds",
 )  # fmt: skip
 
@@ -74,21 +74,29 @@ def build(screen, settings, device, also=()):
     edges = None
     if settings.grn not in ("structural", "coexpression", "none"):
         edges = screens.read_edges(settings.grn)
-    check_also(also, screen, edges)
     if settings.drug_embedding and screen.kind == "gene":
         raise InputError(
             f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; "
             "leave it out"
         )
+    if settings.gene_embedding and screen.kind == "drug":
+        raise InputError(
+            f"--gene-embedding {settings.gene_embedding}: {screen.source} is a screen of drugs; "
+            "leave it out"
+        )
     structure = {}
-    if screen.kind == "drug":
-        structure = screens.structures(screen, settings.drug_embedding)
+    if screen.kind == "drug" or settings.gene_embedding:
+        structure = screens.structures(screen, settings.drug_embedding or settings.gene_embedding)
+    check_also(also, screen, edges, structure)
     targets = {target for target, _ in targets_in(screen, screen.groups)}
     targets |= set(also) | set(structure)
     names = screen.genes.tolist(), sorted(map(str, targets)), list(map(str, screen.cell_types))
     sizes = {"structure": len(next(iter(structure.values()), [0]))}
     if settings.shifts:
+        groups = list(screen.training_groups())
+        arrays = screens.condition_arrays(groups, names[1], names[2], screen.kind)
         sizes["networks"] = 1 if edges is None else 2
+        sizes["conditions"], sizes["at_once"] = arrays[0].shape
     torch.manual_seed(settings.seed)
     model = model_class(settings)(settings, *names, screen.kind, **sizes)
     for drug, vector in structure.items():
@@ -100,6 +108,8 @@ def build(screen, settings, device, also=()):
     model.to(device)
     if screen.kind == "gene":
         add_networks(model, screen, edges)
+    if settings.shifts:
+        fit_shifts(model, screen)
     return model
 
 
@@ -112,38 +122,41 @@ def targets_in(screen, groups):
     ]
 
 
-def check_also(also, screen, edges):
-    """Refuse a gene of --also that neither the screen nor the user's network knows."""
-    sources = set() if edges is None else set(edges["source"])
+def check_also(also, screen, edges, structure):
+    """Refuse a gene of --also that neither the screen nor the user's files know."""
+    known = {*screen.genes, *structure, *([] if edges is None else edges["source"])}
     for gene in also:
-        if gene not in screen.genes and gene not in sources:
+        if gene not in known:
             raise InputError(
                 f"--also {gene}: not among the {len(screen.genes):,} genes kept from "
-                f"{screen.source}, nor a source in a --grn network"
+                f"{screen.source}, nor a source in a --grn network, nor in a --gene-embedding"
             )
 
 
 def describe_screen(model, screen):
     """Tell a model with --shifts what the training cells and the controls are like."""
-    groups = screen.training_groups()
-    rows = np.concatenate(list(groups.values()))
-    _, level, _, variance = screens.population_statistics(screen.X, rows)
+    rows = np.concatenate(list(screen.training_groups().values()))
+    _, level, fraction, _ = screens.population_statistics(screen.X, rows)
+    *_, variance = screens.training_statistics(screen)
+    model.usual_fraction.copy_(torch.as_tensor((fraction * len(rows) + 0.5) / (len(rows) + 1)))
+    model.level_scale.copy_(torch.as_tensor(np.sqrt(variance).clip(0.05)))
+    if screen.kind == "gene":
+        model.direction.fill_(screens.direction(screen))
     for cell_type in model.cell_types:
         described = screens.control_statistics(screen, cell_type, level)
         model.describe_cell_type(cell_type, *described)
-    scale = torch.as_tensor(np.sqrt(variance).clip(0.05))
-    model.level_scale.copy_(scale)
-    if model.settings.skip_gate:
-        model.log_scale.data.copy_(scale.log().expand(2, -1))
-    for perturbation, cell_type in groups:
-        k = model.cell_types.index(cell_type)
-        for target, _ in screens.targets_of(perturbation, screen.kind):
-            model.encoder.seen_in_type[model.targets.index(target), k] = True
-    sizes = [len(group) for (p, _), group in groups.items() if p != CONTROL]
-    model.encoder.cells.fill_(float(np.mean(sizes or [math.inf])))
-    doses = [dose for _, dose in targets_in(screen, groups)]
-    log_doses = np.log10(np.maximum(doses, 1e-12)) if doses else np.zeros(1)
-    model.encoder.usual_dose.fill_(float(np.median(log_doses)))
+
+
+def fit_shifts(model, screen):
+    """Count what the training conditions did, and fit the shifts to be expected."""
+    cells, on, level, _ = screens.training_statistics(screen)
+    if not model.settings.discrete:  # every cell counts as expressing every gene
+        on, level = np.broadcast_to(cells, on.shape), on * level / cells
+    conditions = sample.conditions_of(model, list(screen.training_groups()))
+    counted = [torch.as_tensor(a).to(model.level_scale) for a in (cells, on, level)]
+    counted[2] = counted[2] / model.level_scale
+    progress = partial(tqdm, desc="expected shifts", leave=False)
+    model.encoder.fit(Populations(conditions, *counted), model, progress)
 
 
 def add_networks(model, screen, edges):
@@ -190,6 +203,8 @@ def fitted_effects(model, screen, within, cells, sd):
     """Effects (P, N) by the structural equations; 0 for targets not measured.
 
     within (N, N): covariance within groups, of so many cells; sd (N,): its standard deviations.
+    Those of a training target are from a fit that never saw it perturbed (one of five), so that
+    training targets show how far to believe those of unseen ones.
     """
     effects = torch.zeros(len(model.targets), len(model.genes), device=model.encoder.seen.device)
     measured, genes = measured_targets(model)
@@ -197,11 +212,19 @@ def fitted_effects(model, screen, within, cells, sd):
         return effects
     correlation = torch.as_tensor(within / sd[:, None] / sd).to(effects)
     names = [model.targets[p] for p in measured.tolist()]
-    evidence = [torch.as_tensor(a).to(effects) for a in screens.knock_downs(screen, names, sd)]
-    progress = partial(tqdm, desc="gene network", leave=False)
-    effects[measured] = structural_effects(
-        correlation, cells, genes, *evidence, seed=model.settings.seed, progress=progress
-    )
+    evidence = screens.knock_downs(screen, names, sd, float(model.direction))
+    evidence = [torch.as_tensor(a).to(effects) for a in evidence]
+    seen = torch.nonzero(model.encoder.seen[measured].cpu()).squeeze(1)
+    order = torch.randperm(len(seen), generator=Noise(model.settings.seed).generator)
+    hidden = [seen[order[i::5]] for i in range(5)]
+    hidden = [torch.zeros(0, dtype=torch.long), *[fold for fold in hidden if len(fold)]]
+    for fold in tqdm(hidden, desc="gene network", leave=False):
+        rows = ~(evidence[0][:, fold] != 0).any(1)
+        fitted = structural_effects(
+            correlation, cells, genes, *[a[rows] for a in evidence], seed=model.settings.seed
+        )
+        chosen = fold if len(fold) else slice(None)
+        effects[measured[chosen]] = fitted[chosen]
     return effects
 
 
@@ -370,7 +393,7 @@ class TrainingData:
             self.values = ActiveValues(*screens.active_values(screen.X, rows), device)
 
     def losses(self, pairs, batch, mine, noise):
-        """The losses, one or more numbers, of this process's share of a batch of pairs.
+        """The losses (2,) of this process's share of a batch of pairs.
 
         batch: row numbers of the whole batch in `pairs`, mine: those of this process. A process
         encodes the whole batch's conditions, so that its random numbers are those of the others.
@@ -392,7 +415,7 @@ class TrainingData:
 
 
 def train_epoch(data, optimiser, epoch, epochs, progress):
-    """One pass over the training cells: the mean losses (3,), and the pairs that were drawn."""
+    """One pass over the training cells: the mean losses (2,), and the pairs that were drawn."""
     settings = data.model.settings
     seed = 1_000_003 * settings.seed + epoch
     host = Noise(seed)  # pairs and batches are drawn on the host
@@ -400,7 +423,7 @@ def train_epoch(data, optimiser, epoch, epochs, progress):
     pairs = draw_pairs(data.screen, data.cells, data.groups, settings, host.generator, data.device)
     order = torch.randperm(len(pairs.end), generator=host.generator).numpy()
     batches = np.array_split(order, math.ceil(len(order) / settings.batch))
-    losses = torch.zeros(3, device=data.device)
+    losses = torch.zeros(2, device=data.device)
     data.model.train()
     for i, batch in enumerate(batches):
         if settings.cosine_decay:
@@ -410,8 +433,7 @@ def train_epoch(data, optimiser, epoch, epochs, progress):
         own = SharedNoise(noise, len(batch))
         of_batch = data.losses(pairs, batch, mine, own) * (len(mine) / len(batch))
         descend(optimiser, of_batch.sum())
-        of_batch = F.pad(of_batch.detach(), (0, 3 - len(of_batch)))  # Part I has no prior
-        losses += of_batch / len(batches)
+        losses += of_batch.detach() / len(batches)
         progress.update()
         if screens.STOPPED:
             raise KeyboardInterrupt
@@ -564,14 +586,14 @@ GROUPS = {  # of --help; all other settings are additions
     "screen": ["genes", "test_fraction"],
     "method": [
         "sigma", "steps", "pairing", "cost", "epsilon", "plan_cells", "grn", "drug_embedding",
-        "embedding", "width",
+        "gene_embedding", "embedding", "width",
     ],
     "training": ["epochs", "batch", "learning_rate", "seed"],
 }  # fmt: skip
 
 
 PAPER_SAYS = {"genes": "5000 and 2000", "batch": "64 and 256", "epochs": "5 and 40"}
-PAPER_IS_SILENT = ("drug_embedding", "embedding", "width", "seed")
+PAPER_IS_SILENT = ("drug_embedding", "gene_embedding", "embedding", "width", "seed")
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -684,8 +706,10 @@ def check(settings):
         )
     if settings.grn == "structural" and not settings.shifts:
         raise InputError("--grn structural needs --shifts; use --grn coexpression")
-    if not settings.shifts and (settings.skip_gate or settings.if_expressed):
-        raise InputError("--skip-gate and --if-expressed need --shifts")
+    need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")
+    for name in need if not settings.shifts else ():
+        if getattr(settings, name):
+            raise InputError(f"{flag(name)} needs --shifts")
 
 
 def check_limits(field, value):

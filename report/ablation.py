@@ -29,14 +29,13 @@ ABLATIONS = {
     "OT cosine": "--cost cosine",
     "OT Euclidean": "--cost euclidean",
     # the additions, one at a time
-    "without shifts": "--no-shifts --no-skip-gate --no-if-expressed --grn coexpression",
+    "without shifts": "--no-shifts --no-skip-gate --no-if-expressed --no-anchor --grn coexpression",
     "without skip gate": "--no-skip-gate",
     "without if-expressed": "--no-if-expressed",
+    "without anchor": "--no-anchor",
     "without spread times": "--no-spread-times",
     "without null pairs": "--no-null-pairs",
     "without decay": "--no-cosine-decay",
-    "without prior": "--prior 0",
-    "without target dropout": "--target-dropout 0",
     "co-expression network": "--grn coexpression",
     # the pairing's settings
     "exact pairing": "--pairing exact",

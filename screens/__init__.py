@@ -26,11 +26,13 @@ from screens.screen import COLUMNS, Screen, describe, prepare, read_screen, same
 from screens.split import at_type, resolve, split
 from screens.statistics import (
     control_statistics,
+    direction,
     hurdle_shifts,
     knock_downs,
     mean_of,
     mean_shifts,
     population_statistics,
+    training_statistics,
     within_covariance,
 )
 from screens.tensors import Cells, active_values, check_device, condition_arrays, to_device
@@ -52,6 +54,7 @@ __all__ = [
     "condition_arrays",
     "control_statistics",
     "describe",
+    "direction",
     "fingerprints",
     "hurdle_shifts",
     "in_memory",
@@ -77,6 +80,7 @@ __all__ = [
     "take_genes",
     "targets_of",
     "to_device",
+    "training_statistics",
     "within_covariance",
     "write_h5ad",
 ]

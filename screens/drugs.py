@@ -11,15 +11,16 @@ from screens.labels import targets_of
 
 
 def structures(screen, path):
-    """{drug: vector (D + 1,)}, centred and of one scale; empty if nothing is known.
+    """{target: vector (D + 1,)}, centred and of one scale; empty if nothing is known.
 
-    From the --drug-embedding table at `path` ("" for none), else the file's own
-    uns["drug_embedding"], else its column SMILES. Every drug in the table can be predicted later.
+    From the --drug-embedding or --gene-embedding table at `path` ("" for none), else the file's own
+    uns["drug_embedding"], else its column SMILES. Every drug or gene in the table can be predicted
+    later.
     The last number is 1, so that no vector is all zeros: that means "unknown". InputError for a
     table that cannot be used.
     """
     table = structure_table(screen, path)
-    drugs = {drug for key in screen.groups for drug, _ in targets_of(key[0], "drug")}
+    drugs = {drug for key in screen.groups for drug, _ in targets_of(key[0], screen.kind)}
     unique = table.index.is_unique
     if "SMILES" in table:
         table = fingerprints(table["SMILES"], screen.found, path)
@@ -28,13 +29,13 @@ def structures(screen, path):
     usable = vectors.size and known and unique and np.isfinite(vectors).all()
     if (len(vectors) or path) and not usable:
         raise InputError(
-            f"{path or screen.source}: a drug embedding needs one row of numbers, or one SMILES, "
-            f"for each drug by name ({some(sorted(drugs), 3)})"
+            f"{path or screen.source}: a {screen.kind} embedding needs one row of numbers, or one "
+            f"SMILES, for each {screen.kind} by name ({some(sorted(drugs), 3)})"
         )
     if not len(vectors):
         return {}
     screen.found.append(
-        f"structures of {len(known):,} of {len(drugs):,} drugs, "
+        f"structures of {len(known):,} of {len(drugs):,} {screen.kind}s, "
         f"and of {len(vectors) - len(known):,} others that can be asked for"
     )
     ones = np.ones(len(vectors), np.float32)
@@ -49,7 +50,9 @@ def structure_table(screen, path):
         try:
             table = pd.read_csv(path, index_col=0)
         except (OSError, ValueError) as error:
-            raise InputError(f"--drug-embedding {path}: not a readable CSV ({error})") from error
+            raise InputError(
+                f"--{screen.kind}-embedding {path}: not a readable CSV ({error})"
+            ) from error
     elif isinstance(table, dict) and not table and "SMILES" in screen.obs:
         table = smiles_table(screen)
     if not isinstance(table, pd.DataFrame):  # a dict of vectors

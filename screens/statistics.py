@@ -41,14 +41,44 @@ def population_statistics(X, rows=None):
 
 
 def control_statistics(screen, cell_type, elsewhere):
-    """What a cell type's controls express: mean, level, fraction, each (N,), and how many they are.
+    """What a cell type's controls express: four (N,) statistics, and how many cells they are.
 
-    Genes that these controls never express take the level `elsewhere` (N,).
+    Mean, level, fraction and variance, as `population_statistics` has them. Genes that these
+    controls never express take the level `elsewhere` (N,).
     """
     rows = screen.controls(cell_type)
-    mean, level, fraction, _ = population_statistics(screen.X, rows)
+    mean, level, fraction, variance = population_statistics(screen.X, rows)
     level = np.where(fraction > 0, level, elsewhere)
-    return mean, level, fraction, len(rows)
+    return mean, level, fraction, variance, len(rows)
+
+
+def training_statistics(screen):
+    """What was counted in the Q training conditions, and how the genes vary within them.
+
+    Returns how many cells there are (Q, 1), how many of them express each gene (Q, N), their mean
+    level (Q, N), and the variance of the level within a condition (N,).
+    """
+    cells, on, level, squares = [], [], [], []
+    for rows in screen.training_groups().values():
+        _, mean, fraction, variance = population_statistics(screen.X, rows)
+        cells.append([len(rows)])
+        on.append(fraction.astype(np.float64) * len(rows))
+        level.append(mean)
+        squares.append(variance * on[-1])
+    degrees = np.maximum(np.array(on) - 1, 0).sum(0)
+    variance = np.sum(squares, 0) / np.maximum(degrees, 1)
+    return np.array(cells), np.array(on), np.array(level), variance
+
+
+def direction(screen):
+    """Whether perturbed genes rise (1.0) or fall (-1.0), by what their own transcripts did."""
+    position = {gene: i for i, gene in enumerate(screen.genes)}
+    moved = 0.0
+    for (perturbation, _), shift in mean_shifts(screen).items():
+        for target, _ in targets_of(perturbation, screen.kind):
+            if target in position:
+                moved += shift[position[target]]
+    return 1.0 if moved > 0 else -1.0
 
 
 def mean_of(screen, rows):
@@ -106,12 +136,13 @@ def within_covariance(screen, groups, columns=slice(None)):
     return np.asarray(products, np.float64) / cells, cells
 
 
-def knock_downs(screen, names, sd):
+def knock_downs(screen, names, sd, sign=-1.0):
     """What training perturbations did to the means, in units of the genes' standard deviations.
 
-    names: of P targets, all of them measured genes; sd (N,). Of the Q training conditions whose
-    targets are all among these: how far each target fell (Q, P), which is its own mean in the
-    controls; how far every gene moved (Q, N); and the error variance of that (Q, 1).
+    names: of P targets, all of them measured genes; sd (N,); sign: see `direction`. Of the Q
+    training conditions whose targets are all among these: how far each target moved (Q, P), which
+    is its own mean in the controls; how far every gene moved (Q, N); and the error variance of that
+    (Q, 1).
     """
     shift = mean_shifts(screen)
     place = {name: i for i, name in enumerate(names)}
@@ -127,7 +158,7 @@ def knock_downs(screen, names, sd):
             continue
         fall = np.zeros(len(names))
         for target in targets:
-            fall[place[target]] = -height[cell_type][gene_of[place[target]]]
+            fall[place[target]] = sign * height[cell_type][gene_of[place[target]]]
         falls.append(fall)
         moves.append(shift[key] / sd)
         variances.append(error_variance(screen, key))
