@@ -336,7 +336,7 @@ class Settings:
     drug_embedding: str = setting("", "CSV of drug structures; else those in the file")
     embedding: int = setting(64, "length of a perturbation's embedding", least=1)
     width: int = setting(256, "hidden units of both networks", least=1)
-    epochs: int = setting(0, "passes over the cells; 0: as many as make 2,500 steps", least=0)
+    epochs: int = setting(0, "passes over the cells; 0: as many as make 1,000 steps", least=0)
     batch: int = setting(64, "pairs in a batch", least=1)
     learning_rate: float = setting(1e-3, "of AdamW", least=1e-9)
     genes: int = setting(5000, "genes to keep: the perturbed ones, then the most variable")
@@ -678,7 +678,7 @@ def log_evidence(covariance, y):
     return -0.5 * z.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
-def marginal(V, same_type, kernels, squared):
+def mixed_covariance(V, same_type, kernels, squared):
     """Covariances (n, Q, Q) of the mixed model: variances V (n, Q), squared amplitudes (n, J)."""
     effects = torch.einsum("nj,jqr->nqr", squared, kernels)
     return FLAT**2 * same_type + effects + torch.diag_embed(V)
@@ -697,7 +697,7 @@ def choose_amplitudes(Y, V, same_type, kernels, amplitudes, most=150, progress=i
     same_type, kernels = same_type[some][:, some], kernels[:, some][:, :, some]
     evidence = []
     for rows in progress(torch.arange(len(Y)).split(rows_at_once(len(some)))):
-        each = [marginal(V[rows], same_type, kernels, a.expand(len(rows), -1) ** 2)
+        each = [mixed_covariance(V[rows], same_type, kernels, a.expand(len(rows), -1) ** 2)
                 for a in amplitudes]  # fmt: skip
         evidence.append(torch.stack([log_evidence(C, Y[rows]) for C in each], 1))
     evidence = torch.cat(evidence)  # (n, A)
@@ -718,7 +718,7 @@ def krige(Y, V, same_type, kernels, squared):
     """
     weights = []
     for rows in torch.arange(len(Y)).split(rows_at_once(Y.shape[1])):
-        C = marginal(V[rows], same_type, kernels, squared[rows])
+        C = mixed_covariance(V[rows], same_type, kernels, squared[rows])
         solved = torch.cholesky_solve(Y[rows][..., None], torch.linalg.cholesky(C))
         weights.append(solved[..., 0])
     return torch.cat(weights)
@@ -801,6 +801,7 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("target", torch.full((conditions, at_once), -1))
         self.register_buffer("dose", torch.ones(conditions, at_once))
         self.register_buffer("cell_type", torch.zeros(conditions, dtype=torch.long))
+        self.register_buffer("counted", torch.ones(n_types))  # 0: other controls than in the fit
         self.register_buffer("weights", torch.zeros(conditions, 2 * n_genes).double())
         self.register_buffer("squared_amplitudes", torch.zeros(6, 2 * n_genes).double())
 
@@ -828,7 +829,9 @@ class ShiftEncoder(nn.Module):
     def expect(self, conditions, model):
         """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
         same_type, kernels = self.relations(conditions, model)
-        shift = FLAT**2 * same_type @ self.weights
+        # The controls' own chance is corrected by the other conditions, where they are the same.
+        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
+        shift = FLAT**2 * (same_type * counted[conditions.cell_type][:, None]) @ self.weights
         for kernel, squared in zip(kernels, self.squared_amplitudes, strict=True):
             shift = shift + squared * (kernel @ self.weights)
         shift = shift.unflatten(1, (2, -1)) + self.prior_mean(conditions, model)
@@ -925,7 +928,7 @@ class ShiftEncoder(nn.Module):
         """The amplitudes that a gene may have, (A, 6): one for each kernel."""
         treated = (self.target >= 0).any(1)
         types = len(self.cell_type[treated].unique())
-        targets = len(self.target[treated].unique())
+        targets = len(self.target[self.target >= 0].unique())
         none = [0.0]
         same, in_type, like, structure = [0, 0.1, 0.2, 0.4, 0.8, 1.6], none, none, none
         shared = [0.1, 0.3, 1.0]
@@ -948,6 +951,7 @@ class ShiftEncoder(nn.Module):
     def fit(self, populations, model, progress=iter):
         """Learn from what was counted in the training conditions."""
         conditions, cells, on, level = populations
+        self.fitted = None
         self.target.copy_(conditions.target)
         self.dose.copy_(conditions.dose)
         self.cell_type.copy_(conditions.cell_type)
@@ -995,7 +999,9 @@ class ShiftEncoder(nn.Module):
         own = self.own_genes(conditions, model)
         alone = (present.sum(1) == 1)[:, None] & own
         if alone.any():
-            self.own.copy_(torch.stack([log_odds[alone].mean(), level[alone].mean()]))
+            expressed = alone & (on > 0)
+            mean_level = (level * expressed).sum() / expressed.sum().clamp_min(1)
+            self.own.copy_(torch.stack([log_odds[alone].mean(), mean_level]))
         in_network = self.effects.any(2).any(0)
         known = (present & in_network[conditions.target.clamp_min(0)]).sum(1)
         rows = present.any(1) & (known == present.sum(1))
@@ -1197,7 +1203,9 @@ class Anchored(Shifted):
         level, wanted = self.expected_end(condition)
         fraction = torch.sigmoid(wanted[0])
         offset = torch.zeros_like(fraction)
-        for _ in range(4):  # Newton's method
+        for _ in range(
+            4
+        ):  # Newton's method; an offset beyond 2 would follow the chance of few cells
             p = torch.sigmoid(log_odds + offset)
             slope = (p * (1 - p)).mean(0) + 1e-3
             offset = (offset + (fraction - p.mean(0)) / slope).clamp(-2, 2)

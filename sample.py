@@ -118,6 +118,8 @@ def describe_new_types(model, screen, replace):
     for cell_type in screen.cell_types:
         if replace or cell_type not in model.cell_types:
             described = screens.control_statistics(screen, cell_type, elsewhere)
+            if cell_type in model.cell_types:
+                model.encoder.counted[model.cell_types.index(cell_type)] = 0
             model.describe_cell_type(str(cell_type), *described)
 
 
@@ -231,7 +233,7 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
     """
     own = own_seed(seed, perturbation, cell_type)
     # Means over the cells are anchored, so there have to be enough of them.
-    enough = max(n, 64) if model.settings.anchor else n
+    enough = max(n, 256) if model.settings.anchor else n
     rows = draw_controls(screen, cell_type, enough, np.random.default_rng(own))
     noise = Noise(own, device)
     conditions = conditions_of(model, [(perturbation, cell_type)])

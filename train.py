@@ -347,7 +347,7 @@ def train(model, screen, settings, out, state, device, save):
     groups = list(screen.training_groups())
     data = TrainingData(model, screen, groups, device)
     steps = count_steps(screen, groups, settings)
-    state["epochs"] = epochs = settings.epochs or max(5, math.ceil(2500 / steps))
+    state["epochs"] = epochs = settings.epochs or max(5, math.ceil(1000 / steps))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
         optimiser.load_state_dict(state["optimiser"])

@@ -14,7 +14,16 @@ from scipy import stats
 from tqdm import tqdm
 
 import screens
-from departures import Conditions, ImprovedSettings, Noise, activation, model_class, pair, sample
+from departures import (
+    Conditions,
+    ImprovedSettings,
+    Noise,
+    Populations,
+    activation,
+    model_class,
+    pair,
+    sample,
+)
 from report.style import finish
 from toy_data import learned_covariance, minibatch_covariance, schrodinger_covariance
 
@@ -34,15 +43,15 @@ def fit_bridge(x0, xT, sigma, steps=1000, batch=256, seed=0):
     d = x0.shape[1]
     x0 = torch.as_tensor(x0 + LIFT, dtype=torch.float32)
     xT = torch.as_tensor(xT + LIFT, dtype=torch.float32)
-    settings = ImprovedSettings(
-        sigma=sigma, if_expressed=False, spread_times=True, target_dropout=0.0, width=64
-    )
-    model = model_class(settings)(settings, [f"gene{i}" for i in range(d)], ["shift"], ["cell"])
-    model.describe_cell_type("cell", x0.mean(0), x0.mean(0), np.ones(d), 1000)
+    settings = ImprovedSettings(sigma=sigma, if_expressed=False, spread_times=True, width=64)
+    names = [f"gene{i}" for i in range(d)], ["shift"], ["cell"]
+    model = model_class(settings)(settings, *names, conditions=2)
     model.level_scale.copy_(x0.std(0))
-    model.log_scale.data.copy_(x0.std(0).log().expand(2, -1))
-    model.encoder.seen[:] = True
-    model.encoder.seen_in_type[:] = True
+    model.describe_cell_type("cell", x0.mean(0), x0.mean(0), np.ones(d), x0.var(0), len(x0))
+    both = Conditions(torch.tensor([[-1], [0]]), torch.ones(2, 1), torch.zeros(2).long())
+    cells = torch.full((2, 1), float(len(x0)))
+    level = torch.stack([x0.mean(0), xT.mean(0)]) / x0.std(0)
+    model.encoder.fit(Populations(both, cells, cells.expand(2, d), level), model)
     conditions = Conditions(torch.zeros(1, 1).long(), torch.ones(1, 1), torch.zeros(1).long())
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     cooling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)

@@ -1,19 +1,36 @@
-"""What a condition becomes: the embedding of Part I, and the shifts and memory of the additions."""
+"""What a condition becomes: the embedding of Part I, and the expected shifts of the additions."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize, stats
 
+import departures
 import sample
-from departures import ConditionEncoder, Conditions, ImprovedSettings, Noise, model_class
+from departures import (
+    FLAT,
+    ConditionEncoder,
+    Conditions,
+    ImprovedSettings,
+    Populations,
+    believed,
+    choose_amplitudes,
+    fit_gains,
+    krige,
+    log_evidence,
+    mixed_covariance,
+    model_class,
+    working_response,
+)
 from screens import InputError
 
 GENES = 6
-A, B = 0, 1  # cell types
+A, B, C = 0, 1, 2  # cell types
 
 
 def condition(*targets, cell_type=A, doses=None):
@@ -102,415 +119,708 @@ def test_dose_0_can_be_trained_on(encoder):
     assert torch.isfinite(encoder.by_dose.weight.grad).all()
 
 
-# ==== Additions ===================================================================================
-#
-# g0 and g1 are measured genes; g0 was perturbed in cell type A only, g1 in both, `other` in none.
+# ==== Additions: the mixed model ==================================================================
 
 
-def model_of(kind="gene", networks=1, **changed):
-    """A model with a random memory, two cell types and genes with statistics of their own."""
-    torch.manual_seed(0)
-    own = ImprovedSettings(width=8, embedding=8, **changed)
-    genes = [f"g{i}" for i in range(GENES)]
-    names = genes, ["g0", "g1", "other"], ["a", "b"]
-    model = model_class(own)(own, *names, kind, structure=3, networks=networks)
+def covariance_by_hand(same_type, kernels, squared):
+    """Covariance of the true shifts of one gene, summed kernel by kernel in NumPy."""
+    return FLAT**2 * same_type + sum(a * k for a, k in zip(squared, kernels, strict=True))
+
+
+def random_problem(seed, n=3, Q=8, new=4):
+    """A mixed model of n genes with Q + `new` conditions in two types, and two random kernels."""
+    rng = np.random.default_rng(seed)
+    kernels = [a @ a.T for a in rng.normal(size=(2, Q + new, 3))]
+    cell_type = rng.permutation(np.arange(Q + new) % 2)
+    same_type = (cell_type[:, None] == cell_type).astype(float)
+    Y, V = rng.normal(size=(n, Q)), rng.uniform(0.1, 2, (n, Q))
+    return Y, V, same_type, np.array(kernels), rng.uniform(0, 2, (n, 2))
+
+
+def tensors(*arrays):
+    """Arrays as float64 tensors."""
+    return [torch.as_tensor(np.asarray(a, np.float64)) for a in arrays]
+
+
+# ---- Working response ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
+def test_the_working_response_is_unbiased_and_has_the_variance_that_it_claims(p):
+    """Near the true log odds: exact moments over all counts of a binomial distribution."""
+    cells, truth = 30, np.log(p / (1 - p))
+    on = np.arange(cells + 1)
+    chance = stats.binom.pmf(on, cells, p)
+    found, claimed = (a.numpy() for a in working_response(*tensors(on, cells, truth)))
+    assert chance @ found == pytest.approx(truth)
+    assert chance @ (found - truth) ** 2 == pytest.approx(float(claimed))
+
+
+def test_the_working_response_is_linear_in_the_counts():
+    """Also from the rarest to the most frequent: no logarithm of a count."""
+    on = torch.tensor([0.0, 10.0, 20.0, 40.0]).double()
+    found, variance = working_response(on, *tensors(40, -1.0))
+    assert torch.allclose(found[1:] - found[0], (found[1] - found[0]) * torch.tensor([1, 2, 4]))
+    assert variance.dim() == 0 and torch.isfinite(found).all()
+
+
+def test_one_working_response_is_one_step_of_iteratively_reweighted_least_squares():
+    """Its weighted mean over groups is Newton's step on the binomial log likelihood."""
+    on, cells = tensors([3, 9, 1], [10, 12, 20])
+    start = torch.tensor(-0.4).double().requires_grad_()
+
+    def log_likelihood(x):
+        return (on * F.logsigmoid(x) + (cells - on) * F.logsigmoid(-x)).sum()
+
+    slope = torch.autograd.functional.jacobian(log_likelihood, start)
+    newton = start - slope / torch.autograd.functional.hessian(log_likelihood, start)
+    found, variance = working_response(on, cells, start.detach())
+    assert torch.allclose((found / variance).sum() / (1 / variance).sum(), newton.detach())
+
+
+# ---- Evidence and kriging ------------------------------------------------------------------------
+
+
+def test_the_evidence_is_the_density_of_a_multivariate_normal():
+    """SciPy's, but for the constant."""
+    Y, V, same_type, kernels, squared = random_problem(0, new=0)
+    covariance = mixed_covariance(*tensors(V, same_type, kernels, squared))
+    for row in range(len(Y)):
+        by_hand = covariance_by_hand(same_type, kernels, squared[row]) + np.diag(V[row])
+        expected = stats.multivariate_normal(cov=by_hand).logpdf(Y[row])
+        found = float(log_evidence(covariance, torch.as_tensor(Y))[row])
+        assert found == pytest.approx(expected + 4 * np.log(2 * np.pi))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000))
+def test_kriging_is_the_conditional_mean_of_a_joint_normal(seed):
+    """That of new conditions, by the blocks of the joint precision matrix: -P_nn^-1 P_no y."""
+    Y, V, same_type, kernels, squared = random_problem(seed)
+    Q = Y.shape[1]
+    old = np.arange(Q)
+    inside = tensors(same_type[:Q, :Q], kernels[:, :Q, :Q])
+    weights = krige(*tensors(Y, V), *inside, *tensors(squared)).numpy()
+    for row in range(len(Y)):
+        truth = covariance_by_hand(same_type, kernels, squared[row])
+        noise = np.full(len(truth), 0.3)  # of the new ones, which changes no mean
+        noise[old] = V[row]
+        P = np.linalg.inv(truth + np.diag(noise))
+        expected = -np.linalg.solve(P[Q:, Q:], P[Q:, :Q] @ Y[row])
+        assert np.allclose(truth[Q:, :Q] @ weights[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kriging_gene_by_gene_is_kriging_all_at_once(monkeypatch):
+    """However few matrices fit into memory, each gene has its own variances and amplitudes."""
+    Y, V, same_type, kernels, squared = tensors(*random_problem(1, n=5, new=0))
+    whole = krige(Y, V, same_type, kernels, squared)
+    monkeypatch.setattr(departures, "rows_at_once", lambda Q: 2)
+    assert torch.allclose(krige(Y, V, same_type, kernels, squared), whole)
+
+
+def test_with_one_type_kriging_is_the_best_linear_unbiased_prediction():
+    """Textbook BLUP of a balanced one-way layout: mean, and shrunken deviations from it."""
+    y = np.array([2.0, 1.0, -0.5, 3.0])
+    amplitude, error = 0.6, 0.9
+    same_type, kernel = np.ones((4, 4)), np.eye(4)
+    problem = tensors([y], np.full((1, 4), error), same_type, [kernel], [[amplitude]])
+    found = krige(*problem).numpy()[0] @ (FLAT**2 * same_type + amplitude * kernel)
+    mean = y.mean() * FLAT**2 / (FLAT**2 + (amplitude + error) / 4)
+    expected = mean + amplitude / (amplitude + error) * (y - mean)
+    assert np.allclose(found, expected)
+
+
+# ---- Amplitudes ----------------------------------------------------------------------------------
+
+
+def genes_that_stand_or_move(n, moving, Q=20, amplitude=1.0, error=0.1, seed=0):
+    """Conditions without any resemblance in one type, in which the first genes move."""
+    rng = np.random.default_rng(seed)
+    Y = error**0.5 * rng.normal(size=(n, Q))
+    Y[:moving] += amplitude * rng.normal(size=(moving, Q))
+    return tensors(Y, np.full((n, Q), error), np.ones((Q, Q)), [np.eye(Q)])
+
+
+def test_still_genes_and_moving_genes_are_told_apart():
+    """Each gene gets its own amplitude: about 0 or about the true one."""
+    problem = genes_that_stand_or_move(200, 40)
+    found = choose_amplitudes(*problem, torch.tensor([[0.0], [0.5], [1.0], [2.0]]).double())[:, 0]
+    assert found[40:].mean() < 0.01
+    assert 0.7 < found[:40].mean() < 1.4
+
+
+def test_the_same_evidence_counts_less_where_most_genes_stand_still():
+    """Empirical Bayes: by Bayes' theorem with the share that maximises the total evidence."""
+    Y, V, same_type, kernels = genes_that_stand_or_move(60, 12, Q=3, amplitude=0.7, error=0.2)
+    grid = torch.tensor([[0.0], [0.7]]).double()
+    found = choose_amplitudes(Y, V, same_type, kernels, grid)[:, 0] / 0.7**2
+    still, move = (
+        stats.multivariate_normal(cov=FLAT**2 + (0.2 + a) * np.eye(3)).pdf(Y) for a in (0, 0.49)
+    )
+
+    def total(share):
+        return -np.log(share * move + (1 - share) * still).sum()
+
+    share = optimize.minimize_scalar(total, bounds=(0, 1), method="bounded").x
+    assert 0.02 < share < 0.5
+    expected = share * move / (share * move + (1 - share) * still)
+    assert np.allclose(found, expected, atol=0.02)
+
+
+def test_where_there_are_many_conditions_evenly_spread_ones_have_to_do():
+    """The answer is that of every second one alone."""
+    Y, V, same_type, kernels = genes_that_stand_or_move(5, 2, Q=7)
+    grid = torch.tensor([[0.0], [1.0]]).double()
+    found = choose_amplitudes(Y, V, same_type, kernels, grid, most=4)
+    half = Y[:, ::2], V[:, ::2], same_type[::2, ::2], kernels[:, ::2, ::2]
+    assert torch.allclose(found, choose_amplitudes(*half, grid))
+
+
+# ---- How far to believe the networks -------------------------------------------------------------
+
+
+def test_the_gains_are_the_truth_though_one_target_does_something_else():
+    """Least squares, which does not forgive, is far off."""
     rng = np.random.default_rng(0)
-    for cell_type in ("a", "b"):
-        level = rng.uniform(0.5, 2, GENES)
-        fraction = rng.uniform(0.1, 0.9, GENES)
-        model.describe_cell_type(cell_type, level * fraction, level, fraction, 100)
+    X = rng.normal(size=(100, 2))
+    y = X @ [2.0, -1.0]
+    y[:5] += 50 * X[:5, 0]
+    assert np.abs(np.linalg.lstsq(X, y)[0] - [2, -1]).max() > 0.5
+    found = fit_gains(*tensors(X, y, np.full(100, 10.0)))
+    assert np.allclose(found, [2, -1], atol=0.02)
+
+
+def test_the_gains_have_the_largest_likelihood_under_cauchy_errors():
+    """Of scale weight^-1/2: SciPy finds no better ones."""
+    rng = np.random.default_rng(1)
+    X, weight = rng.normal(size=(60, 2)), rng.uniform(0.2, 3, 60)
+    y = X @ [1.0, 0.5] + rng.standard_cauchy(60) / np.sqrt(weight)
+
+    def minus_log_likelihood(b):
+        return -stats.cauchy.logpdf(y, X @ b, weight**-0.5).sum()
+
+    expected = optimize.minimize(minus_log_likelihood, [1.0, 0.5], tol=1e-10).x
+    assert np.allclose(fit_gains(*tensors(X, y, weight), rounds=200), expected, atol=1e-4)
+
+
+def test_gains_of_a_network_that_says_nothing_are_finite():
+    """Its column is empty: a ridge, far too small to be seen elsewhere, holds it at 0."""
+    X = np.array([[1.0, 0], [2.0, 0], [3.0, 0]])
+    found = fit_gains(*tensors(X, 2 * X[:, 0], np.ones(3)))
+    assert np.allclose(found, [2, 0], atol=1e-4)
+
+
+def test_predictions_that_always_hold_are_believed():
+    """Wholly, and by half where every target moves half as far; not more than wholly."""
+    square = torch.linspace(1, 2, 30).double()
+    found = [float(believed(slope * square, square)) for slope in (1.0, 0.5, 3.0)]
+    assert found == pytest.approx([1, 0.5, 1])
+
+
+def test_predictions_that_contradict_the_targets_are_not_believed():
+    """Neither those that hold as often as not, nor those that are wrong throughout."""
+    square = torch.ones(10).double()
+    mixed = torch.tensor([1.0, -1.0] * 5).double()
+    assert believed(mixed + 0.01, square) == 0
+    assert believed(-square, square) == 0
+
+
+@pytest.mark.parametrize("targets", [0, 1, 2])
+def test_fewer_than_three_targets_prove_nothing(targets):
+    """Nor do many of which nothing was predicted."""
+    assert believed(torch.ones(targets), torch.ones(targets)) == 0
+    assert believed(torch.zeros(9), torch.zeros(9)) == 0
+    assert believed(torch.ones(3), torch.ones(3)) == 1
+
+
+def test_chance_is_measured_by_the_jackknife_and_taken_off_as_james_and_stein_do():
+    """SciPy's slopes through the origin with one target left out, one after the other."""
+    rng = np.random.default_rng(2)
+    r = rng.uniform(1, 2, 8)
+    y = 0.7 * r + 1.0 * rng.normal(size=8)
+    slope = optimize.curve_fit(lambda r, b: b * r, r, y)[0][0]
+    without = [
+        optimize.curve_fit(lambda r, b: b * r, np.delete(r, i), np.delete(y, i))[0][0]
+        for i in range(8)
+    ]
+    variance = 7 * np.var(without)
+    found = float(believed(*tensors(r * y, r * r)))
+    assert 0.02 < variance / slope**2 < 0.9
+    assert found == pytest.approx(slope * (1 - variance / slope**2), rel=1e-5)
+
+
+# ==== Additions: the encoder ======================================================================
+
+MANY = 1e7  # cells: what is counted is as good as exact
+
+
+def model_of(kind="gene", targets=("g0", "g1", "x"), types=("a", "b"), **sizes):
+    """A model with random cell types and genes of their own scales, not fitted yet."""
+    torch.manual_seed(0)
+    own = ImprovedSettings(width=8, embedding=8)
+    genes = [f"g{i}" for i in range(GENES)]
+    model = model_class(own)(own, genes, list(targets), list(types), kind, **sizes)
     model.level_scale[:] = torch.linspace(0.5, 2, GENES)
     model.gene_scale[:] = torch.linspace(1, 0.5, GENES)
-    encoder = model.encoder
-    encoder.seen[:2] = True
-    encoder.seen_in_type[0, A] = True
-    encoder.seen_in_type[1] = True
-    for weight in (encoder.memory.weight, encoder.hill.weight, encoder.hill.bias):
-        torch.nn.init.normal_(weight)
-    return model.requires_grad_(False).eval()
+    for seed, cell_type in enumerate(types):
+        describe(model, cell_type, seed)
+    return model.eval()
 
 
-def with_effects(**changed):
-    """The same, with random effects of its gene networks and larger gains."""
-    model = model_of(**changed)
-    model.encoder.effects.normal_()
-    for layer in model.encoder.gain:
-        layer.weight.normal_()
+def describe(model, cell_type, seed, cells=MANY):
+    """Give a cell type random controls."""
+    rng = np.random.default_rng(seed)
+    level, fraction = rng.uniform(0.5, 2, GENES), rng.uniform(0.2, 0.8, GENES)
+    model.describe_cell_type(cell_type, level * fraction, level, fraction, level, cells)
+
+
+def conditions_of(rows, at_once=1):
+    """Conditions of (targets, cell type) or (targets, cell type, doses) each."""
+    target = [[*row[0], *[-1] * at_once][:at_once] for row in rows]
+    dose = [[*(row[2] if len(row) > 2 else ()), *[1.0] * at_once][:at_once] for row in rows]
+    return Conditions(*map(torch.tensor, (target, dose, [row[1] for row in rows])))
+
+
+def fitted(rows, shifts, cells=MANY, effects=None, structure=None, **changed):
+    """A model that counted `shifts` (Q, 2, N) in the conditions `rows`, in so many cells each."""
+    at_once = max(len(row[0]) for row in rows)
+    sizes = {"conditions": len(rows), "at_once": at_once}
+    if structure is not None:
+        sizes["structure"] = structure.shape[1]
+    model = model_of(**changed, **sizes)
+    if structure is not None:
+        model.encoder.structure.copy_(torch.as_tensor(structure))
+    if effects is not None:
+        model.encoder.effects.copy_(torch.as_tensor(effects))
+    model.encoder.fit(counts_of(model, rows, shifts, cells), model)
     return model
 
 
-class Shift:
-    """What a model's encoder says of a condition."""
-
-    def __init__(self, model, asked, noise=None):
-        self.level, self.log_odds, self.told, _ = model.encoder(asked, model, noise)
-        self.both = torch.cat([self.level, self.log_odds], 1)
-
-
-# ---- Shifts --------------------------------------------------------------------------------------
-
-
-def test_no_perturbation_shifts_nothing():
-    """Whatever is remembered, and whatever the gene network says."""
-    found = Shift(with_effects(), condition())
-    assert not found.both.any()
-    assert not found.told.any()
+def counts_of(model, rows, shifts, cells):
+    """What would be counted where the conditions shift their controls exactly so."""
+    conditions = conditions_of(rows, max(len(row[0]) for row in rows))
+    shifts = torch.as_tensor(np.asarray(shifts), dtype=torch.float64)
+    cells = torch.as_tensor(cells).double().expand(len(rows))[:, None]
+    start = model.control_log_odds[conditions.cell_type], model.control_level / model.level_scale
+    on = cells * torch.sigmoid(start[0] + shifts[:, 0])
+    return Populations(conditions, cells, on, start[1][conditions.cell_type] + shifts[:, 1])
 
 
-def test_remembered_shifts_of_several_targets_add():
-    """And so does what the networks are told."""
-    model = model_of()
-    both, first, second = (Shift(model, condition(*targets)) for targets in ((0, 1), (0,), (1,)))
-    assert torch.allclose(both.both, first.both + second.both, atol=1e-5)
-    assert torch.allclose(both.told, first.told + second.told, atol=1e-6)
-    assert min(first.both.abs().max(), second.both.abs().max()) > 0.1
+def expected(model, *rows):
+    """What the encoder expects of conditions, (C, 2, N) in NumPy."""
+    at_once = model.encoder.target.shape[1]
+    return model.encoder(conditions_of(rows, at_once), model).detach().double().numpy()
 
 
-def test_effects_of_several_targets_along_the_gene_network_add():
-    """In any order, and without the empty places of a batch."""
-    model = with_effects(networks=2)
-
-    def effect(*targets):
-        return model.encoder.effect_of_networks(condition(*targets), model)
-
-    assert torch.allclose(effect(0, 2), effect(0) + effect(2))
-    assert torch.equal(effect(2, 0), effect(0, 2))
-    assert torch.equal(effect(1, -1), effect(1))
+def random_shifts(n, seed=0, size=0.5):
+    """Shifts of n conditions, (n, 2, N)."""
+    return size * np.random.default_rng(seed).normal(size=(n, 2, GENES))
 
 
-def with_effects_only(networks):
-    """A model that remembers nothing and hides, in training, whatever it may."""
-    model = with_effects(networks=networks)
-    model.encoder.memory.weight.zero_()
-    model.encoder.dropout = 1.0
-    return model
+NOBODY = np.zeros((1, 2, GENES))  # what no perturbation shifts
+
+# ---- What is measured ----------------------------------------------------------------------------
 
 
-def test_in_training_the_fitted_network_is_hidden_beside_a_users_one_and_in_sampling_never():
-    """With probability `target_dropout`, here 1: as if it said nothing."""
-    both = with_effects_only(2)
-    users = with_effects_only(2)
-    users.encoder.effects[0] = 0
-    found = [Shift(model.train(), condition(1), Noise(0)).both for model in (both, users)]
-    assert torch.equal(*found)
-    found = [Shift(model.eval(), condition(1)).both for model in (both, users)]
-    assert not torch.equal(*found)
+def test_what_was_measured_in_many_cells_is_expected():
+    """Of a condition of the training set there is nothing to guess."""
+    shifts = np.concatenate([NOBODY, random_shifts(2)])
+    rows = [((), A), ((0,), A), ((1,), A)]
+    assert np.allclose(expected(fitted(rows, shifts), *rows), shifts, atol=0.02)
 
 
-def test_the_fitted_network_alone_is_never_hidden():
-    """There is nothing else to learn to trust."""
-    model = with_effects_only(1)
-    in_training = Shift(model.train(), condition(1), Noise(0)).both
-    assert torch.equal(in_training, Shift(model.eval(), condition(1)).both)
+def test_no_perturbation_shifts_nothing_though_its_controls_were_few():
+    """In a type whose controls nobody fitted there is nothing to correct."""
+    rows = [((), A), ((0,), A)]
+    model = fitted(rows, np.concatenate([NOBODY, random_shifts(1)]), cells=20)
+    describe(model, "c", 7)
+    assert not expected(model, ((), C)).any()
+    assert expected(model, ((), A)).any()  # the treated cells know of its controls' chance
 
 
-# ---- What the gene networks say ------------------------------------------------------------------
+def test_other_controls_than_those_of_the_fit_have_another_chance():
+    """The correction of the old controls is left out, and nothing else."""
+    rows = [((), A), ((0,), A), ((), B), ((0,), B)]
+    model = fitted(rows, random_shifts(4), cells=20)
+    before = expected(model, *rows)
+    model.encoder.counted[A] = 0
+    same = np.array([[q[1] == A for q in rows] for _ in rows]) * FLAT**2
+    correction = (same @ model.encoder.weights.numpy()).reshape(4, 2, GENES)
+    correction[2:] = 0
+    assert np.allclose(before - expected(model, *rows), correction, atol=1e-5)
 
 
-def test_a_knock_down_takes_a_target_from_its_mean_to_0_in_standard_deviations():
-    """Of its cell type; one that is not measured falls by 1."""
-    model = model_of()
-    model.control_mean[A, 0] = 0.5
-    model.control_mean[:, 1] = torch.tensor([0.5, 1.0])
-    model.gene_scale[:2] = torch.tensor([1.0, 0.25])
-    found = model.knock_down(torch.tensor([0, 1, 1, 2]), torch.tensor([A, A, B, A]))
-    assert found.tolist() == [-0.5, -2.0, -4.0, -1.0]
+ROWS = {
+    "gene": [((), A), ((0,), A), ((1,), A), ((0, 1), A), ((), B), ((2,), B), ((0, 3), B),
+             ((3, 4), B), ((5,), A), ((0,), C), ((), C)],
+    "drug": [((), A), ((0,), A, (0.1,)), ((1,), A, (1.0,)), ((0,), B, (10.0,)), ((), B),
+             ((0, 1), B, (1.0, 0.1)), ((2,), B, (1.0,)), ((3,), A, (5.0,)), ((4, 0), C, (1.0, 3.0)),
+             ((), C), ((0,), A, (3.0,))],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("cell_type", [A, B])
-def test_a_network_says_its_effect_of_one_unit_times_the_fall(cell_type):
-    """Each of two networks by itself."""
-    model = with_effects(networks=2)
-    found = model.encoder.effect_of_networks(condition(1, cell_type=cell_type), model)
-    fall = -model.control_mean[cell_type, 1] / model.gene_scale[1]
-    assert torch.allclose(found[:, 0], model.encoder.effects[:, 1] * fall)
+def many_conditions(kind, structure=True):
+    """A model of three types fitted to few cells of ROWS, and what it was told."""
+    rows = ROWS[kind]
+    vectors = np.random.default_rng(5).normal(size=(7, 4)).astype(np.float32)
+    model = fitted(
+        rows, random_shifts(len(rows)), cells=np.linspace(20, 200, len(rows)), kind=kind,
+        types="abc", targets=[f"x{i}" for i in range(7)], structure=vectors if structure else None,
+    )  # fmt: skip
+    return model, rows
 
 
-def shift_gene_by_gene(model, effect, cell_type):
-    """Shifts of level and log odds (2, N) by effects (G, N), one gene after the other, in NumPy."""
-    into, out = model.encoder.gain
-    statistics = [model.control_mean[cell_type], model.control_fraction[cell_type]]
-    shifts = []
+def kernels_by_hand(model, one, other):
+    """The six resemblances of two conditions, (targets, type, doses) each, target by target."""
+    doses = np.log10(model.encoder.dose[model.encoder.target >= 0].numpy())
+    least, largest = float(doses.min()), float(doses.max())
+    middle = np.linspace(least - 0.5, largest, 6)
+
+    def curves(dose):
+        return 1 / (1 + np.exp(-2.3 * (np.log10(dose) - middle)))
+
+    profile = model.control_log_odds.numpy().astype(float)
+    profile = profile - profile.mean(1, keepdims=True)
+    far = ((profile[:, None] - profile) ** 2).sum(2)
+    like = np.exp(-0.5 * far / far[~np.eye(len(far), dtype=bool)].mean())[one[1], other[1]]
+    same_type = one[1] == other[1]
+    same, shared, structure = 0.0, 0.0, 0.0
+    for i, p in enumerate(one[0]):
+        for j, q in enumerate(other[0]):
+            strength = 1.0
+            if model.kind == "drug":
+                strength = curves(one[2][i]) @ curves(other[2][j])
+                strength /= curves(10**largest) @ curves(10**largest)
+            u, v = (model.encoder.structure[k, :-1].numpy().astype(float) for k in (p, q))
+            same += strength * (p == q)
+            shared += strength / (len(one[0]) * len(other[0]))
+            length = np.linalg.norm(u) * np.linalg.norm(v)
+            structure += strength * (u @ v / length if length else 0)
+    return same_type, [same, like * same, same_type * same, (1 + same_type) * shared,
+                       structure, same_type * structure]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gene", "drug"])
+def test_conditions_resemble_each_other_target_by_target(kind):
+    """Pairs among them, at all doses: every kernel by a plain double loop."""
+    model, rows = many_conditions(kind)
+    same_type, kernels = model.encoder.relations(conditions_of(rows, 2), model)
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows):
+            same, by_hand = kernels_by_hand(model, one, other)
+            assert same_type[i, j] == same
+            assert np.allclose(kernels[:, i, j], by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gene", "drug"])
+def test_levels_are_expected_by_the_conditional_mean_of_a_normal(kind):
+    """Prior mean 0, the kernels' covariance, an error variance of 1 / cells that express a gene."""
+    model, rows = many_conditions(kind)
+    counted = counts_of(model, rows, random_shifts(len(rows)), np.linspace(20, 200, len(rows)))
+    y = random_shifts(len(rows))[:, 1]
+    found = expected(model, *rows)[:, 1]
+    same_type, kernels = (a.numpy() for a in model.encoder.relations(counted.conditions, model))
     for i in range(GENES):
-        known = [float(part[i]) for part in (*statistics, model.level_scale, *effect)]
-        hidden = into.weight.numpy() @ known + into.bias.numpy()
-        hidden = hidden / (1 + np.exp(-hidden))
-        gain = out.weight.numpy() @ hidden + out.bias.numpy()
-        of_level, of_log_odds = np.split(gain, 2)
-        own = effect[:, i].numpy()
-        shifts.append((of_level @ own, of_log_odds @ own))
-    return np.array(shifts).T
+        squared = model.encoder.squared_amplitudes[:, GENES + i].numpy()
+        truth = covariance_by_hand(same_type, kernels, squared)
+        noise = np.diag(1 / counted.on[:, i].numpy())
+        assert np.allclose(found[:, i], truth @ np.linalg.inv(truth + noise) @ y[:, i], atol=1e-4)
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-@pytest.mark.parametrize("cell_type", [A, B])
-def test_each_gene_trusts_the_networks_by_its_own_statistics(networks, cell_type):
-    """One small map for all genes makes the gains of mean, fraction, scale and the effects."""
-    model = with_effects(networks=networks)
-    asked = condition(2, cell_type=cell_type)  # of which nothing is remembered
-    found = Shift(model, asked)
-    effect = model.encoder.effect_of_networks(asked, model)[:, 0]
-    expected = shift_gene_by_gene(model, effect, cell_type)
-    assert np.allclose(found.level[0], expected[0], atol=1e-5)
-    assert np.allclose(found.log_odds[0], expected[1], atol=1e-5)
+@pytest.mark.parametrize("kind", ["gene", "drug"])
+def test_log_odds_are_expected_by_the_mode_of_a_logistic_mixed_model(kind):
+    """The most likely shifts given the counts, which SciPy climbs to from 0 (Laplace)."""
+    model, rows = many_conditions(kind)
+    counted = counts_of(model, rows, random_shifts(len(rows)), np.linspace(20, 200, len(rows)))
+    found = expected(model, *rows)[:, 0]
+    same_type, kernels = (a.numpy() for a in model.encoder.relations(counted.conditions, model))
+    for i in range(GENES):
+        squared = model.encoder.squared_amplitudes[:, i].numpy()
+        root = np.linalg.cholesky(
+            covariance_by_hand(same_type, kernels, squared) + 1e-9 * np.eye(len(rows))
+        )
+        start = model.control_log_odds[:, i].numpy()[counted.conditions.cell_type]
+        on, cells = counted.on[:, i].numpy(), counted.cells[:, 0].numpy()
+
+        def unlikely(z, root=root, start=start, on=on, cells=cells):
+            eta = start + root @ z
+            return (cells * np.logaddexp(0, eta) - on * eta).sum() + 0.5 * z @ z
+
+        mode = root @ optimize.minimize(unlikely, np.zeros(len(rows))).x
+        assert np.allclose(found[:, i], mode, atol=0.02)
 
 
-def test_a_network_moves_the_genes_that_it_reaches_and_no_others():
-    """Of an unseen target, of which nothing is remembered."""
-    model = model_of()
-    model.encoder.effects[0, 2, 4] = 1.0
-    found = Shift(model, condition(2))
-    assert (found.level[0] != 0).tolist() == [False] * 4 + [True, False]
-    assert (found.log_odds[0] != 0).tolist() == [False] * 4 + [True, False]
+def test_a_level_that_nobody_saw_counts_for_nothing():
+    """A gene that no cell of a condition expresses is expected from the other type alone."""
+    rows = [((), A), ((2,), A), ((2,), B), ((), B)]
+    shifts = np.zeros((4, 2, GENES))
+    shifts[1:3] = random_shifts(2)
+    found = []
+    for level in (-3.0, 5.0):
+        model = model_of(conditions=4)
+        counted = counts_of(model, rows, shifts, MANY)
+        counted.on[1, 4] = 0
+        counted.level[1, 4] = level
+        model.encoder.fit(counted, model)
+        found.append(expected(model, rows[1])[0, 1, 4])
+    assert found[0] == found[1]
+    same, _, in_type = model.encoder.squared_amplitudes[:3, GENES + 4].tolist()
+    assert in_type > 0.05
+    assert found[0] == pytest.approx(same / (same + in_type) * shifts[2, 1, 4], rel=1e-3)
 
 
-def test_what_the_networks_say_and_what_is_remembered_add():
-    """Of a seen target."""
-    model = with_effects()
-    effects = model.encoder.effects.clone()
-    whole = Shift(model, condition(0)).both
-    model.encoder.effects.zero_()
-    remembered = Shift(model, condition(0)).both
-    model.encoder.effects.copy_(effects)
-    model.encoder.memory.weight.zero_()
-    assert torch.allclose(whole, remembered + Shift(model, condition(0)).both, atol=1e-5)
+# ---- What was not measured -----------------------------------------------------------------------
 
 
-# ---- What is remembered --------------------------------------------------------------------------
+def test_a_pair_is_expected_from_its_halves():
+    """It does what the two do together, in either order."""
+    rows = [((), A), ((0,), A), ((1,), A), ((2, 1), A)]
+    shifts = np.concatenate([NOBODY, random_shifts(3)])
+    model = fitted(rows, shifts, targets=["x", "y", "z"])
+    both, turned = expected(model, ((0, 1), A), ((1, 0), A))
+    assert np.allclose(both, shifts[1] + shifts[2], atol=0.03)
+    assert np.allclose(both, turned, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell_type", [A, B])
-def test_what_is_remembered_belongs_to_a_target(cell_type):
-    """A linear map of its vector: the first half is the level, the second the log odds.
-
-    In every cell type, those among them where it was not seen.
-    """
-    model = model_of()
-    found = Shift(model, condition(0, cell_type=cell_type))
-    remembered = model.encoder.memory.weight @ model.encoder.target.weight[0]
-    level, log_odds = remembered.split(GENES)
-    assert torch.allclose(found.level[0], level, atol=1e-6)
-    assert torch.allclose(found.log_odds[0], log_odds, atol=1e-6)
+def type_c(shifts):
+    """What is expected in type c, whose controls alone are known, and the model."""
+    rows = [((), A), ((2,), A), ((), B), ((2,), B)]
+    model = fitted(rows, np.stack([0 * shifts[0], shifts[0], 0 * shifts[1], shifts[1]]))
+    describe(model, "c", 7)
+    return expected(model, ((2,), C))[0], model
 
 
-def test_of_an_unseen_gene_nothing_is_remembered():
-    """Neither for its shifts, nor for the networks."""
-    found = Shift(model_of(), condition(2))
-    assert not found.both.any()
-    assert not found.told.any()
+def test_an_unseen_type_gets_the_mean_over_types_without_the_depth():
+    """Each gene by how much of it differs between types; less the weighted mean over genes."""
+    shifts = random_shifts(2)
+    found, model = type_c(shifts)
+    same, _, in_type = model.encoder.squared_amplitudes.unflatten(1, (2, -1))[:3].numpy()
+    whole = same / (same + in_type / 2) * shifts.mean(0)
+    p = 1 / (1 + np.exp(-model.control_log_odds[2].numpy()))
+    depth = [np.average(whole[0], weights=p * (1 - p)), np.average(whole[1], weights=p)]
+    assert np.abs(depth).min() > 0.02
+    assert np.allclose(found, whole - np.array(depth)[:, None], atol=0.02)
 
 
-def test_the_networks_hear_of_a_gene_only_in_the_types_where_it_was_seen():
-    """Elsewhere they hear of no perturbation."""
-    model = model_of()
-    in_a, in_b = (Shift(model, condition(0, cell_type=k)).told[0] for k in (A, B))
-    assert torch.equal(in_a, model.encoder.target.weight[0])
-    assert not in_b.any()
+def test_depth_is_kept_where_a_type_was_seen_treated():
+    """All genes move alike there: so they are expected to, and in an unseen type not."""
+    alike = np.full((2, 2, GENES), 0.4)
+    found, model = type_c(alike)
+    assert np.abs(found).max() < 0.1
+    assert np.allclose(expected(model, ((2,), A))[0], 0.4, atol=0.02)
 
 
-def test_of_several_genes_the_networks_hear_of_those_that_were_seen_in_the_type():
-    """g1 was seen in cell type B, and g0 was not."""
-    model = model_of()
-    found = Shift(model, condition(0, 1, cell_type=B))
-    assert torch.equal(found.told[0], model.encoder.target.weight[1])
+def test_a_type_of_which_only_controls_were_fitted_is_unseen():
+    """So its expected shift has no depth either."""
+    rows = [((), A), ((0,), A), ((), B)]
+    model = fitted(rows, np.concatenate([NOBODY, random_shifts(1) + 0.4, NOBODY]))
+    p = 1 / (1 + np.exp(-model.control_log_odds[B].numpy()))
+    found = expected(model, ((0,), B))[0]
+    assert np.average(found[0], weights=p * (1 - p)) == pytest.approx(0, abs=1e-5)
+    assert np.average(found[1], weights=p) == pytest.approx(0, abs=1e-5)
 
 
-def test_in_a_cell_type_that_was_never_trained_the_networks_hear_of_no_gene():
-    """Also where the last type of training saw it."""
-    model = model_of()
-    model.describe_cell_type("c", *[np.full(GENES, 0.5)] * 3, 100)
-    found = Shift(model, condition(1, cell_type=2))
-    assert not found.told.any()
-    assert found.both.any()
+def test_an_unseen_target_does_what_the_others_have_in_common():
+    """Of five targets that move gene 5 and nothing else it is expected to move gene 5."""
+    shifts = np.zeros((6, 2, GENES))
+    shifts[1:, :, 5] = 1.0
+    rows = [((), A), *[((p,), A) for p in range(5)]]
+    found = expected(fitted(rows, shifts, targets=[f"x{i}" for i in range(6)]), ((5,), A))[0]
+    assert (found[:, 5] > 0.9).all()
+    assert np.abs(found[:, :5]).max() < 0.02
 
 
-@pytest.mark.parametrize(
-    "kind, changed", [("drug", {}), ("gene", {"null_pairs": False}), ("gene", {"prior": 0.0})]
-)
-def test_the_networks_hear_of_it_everywhere_where_the_rule_does_not_hold(kind, changed):
-    """For drugs, and where null pairs did not teach them z = 0 or no prior holds the memory."""
-    model = model_of(kind, **changed)
-    in_a, in_b = (Shift(model, condition(0, cell_type=k)).told[0] for k in (A, B))
-    assert in_a.any()
-    assert torch.equal(in_a, in_b)
+# ---- Doses and structures ------------------------------------------------------------------------
 
 
-def test_in_training_the_networks_hear_of_what_is_remembered_everywhere():
-    """There a condition is of a type where it was seen, whatever the table says."""
-    model = model_of(target_dropout=0.0).train()
-    found = Shift(model, condition(0, cell_type=B), Noise(0))
-    assert torch.equal(found.told[0], model.encoder.target.weight[0])
-
-
-# ---- What drops out in training ------------------------------------------------------------------
-
-
-def repeated(asked, n):
-    """A batch of one condition n times."""
-    return Conditions(*(part.expand(n, *part.shape[1:]) for part in asked))
-
-
-def equal_rows(z, one):
-    """Which rows of z (n, k) are equal to one (k,)."""
-    return (z - one).abs().amax(1) < 1e-5
-
-
-def test_what_drops_out_in_training_is_there_in_sampling():
-    """With a chance of 1 to hide it, nothing of a target is remembered in training."""
-    model = model_of(target_dropout=1.0)
-    target = model.encoder.target.weight
-    assert torch.equal(Shift(model, condition(0)).told[0], target[0])
-    assert torch.equal(Shift(model.train(), condition(0), Noise(0)).told[0], target[-1])
-
-
-def test_a_target_is_hidden_with_the_chance_that_was_set():
-    """In its place stands the memory of an unknown target; within 5 standard errors of 0.3."""
-    model = model_of(target_dropout=0.3).train()
-    told = Shift(model, repeated(condition(0), 1000), Noise(0)).told
-    target = model.encoder.target.weight
-    hidden = equal_rows(told, target[-1])
-    assert (hidden | equal_rows(told, target[0])).all()
-    assert abs(hidden.float().mean() - 0.3) < 5 * (0.3 * 0.7 / 1000) ** 0.5
-
-
-def test_all_targets_of_a_condition_are_hidden_together():
-    """Else a pair could be told from its half that shows."""
-    model = model_of(target_dropout=0.5).train()
-    told = Shift(model, repeated(condition(0, 1), 100), Noise(0)).told
-    target = model.encoder.target.weight
-    hidden = equal_rows(told, 2 * target[-1])
-    shown = equal_rows(told, target[0] + target[1])
-    assert (hidden | shown).all()
-    assert hidden.any() and shown.any()
-
-
-def test_no_perturbation_has_nothing_to_hide():
-    """In training as well it is z = 0."""
-    model = model_of(target_dropout=1.0).train()
-    found = Shift(model, condition(), Noise(0))
-    assert not found.told.any()
-    assert not found.both.any()
-
-
-def test_what_is_hidden_is_drawn_from_the_runs_own_random_numbers():
-    """The same seed hides the same conditions, and another seed others."""
-    model = model_of(target_dropout=0.5).train()
-    asked = repeated(condition(0), 50)
-    first, again, other = (Shift(model, asked, Noise(seed)).told for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-# ---- Drugs: dose ---------------------------------------------------------------------------------
-
-
-def strength_of(model, dose):
-    """How much of what is remembered of drug 0 acts at a dose."""
-    z = model.encoder.target.weight[0]
-    told = Shift(model, condition(0, doses=[dose])).told[0]
-    return float(told @ z / (z @ z))
-
-
-def drugs_with(slope, half_way, usual_dose=1.0):
-    """A model of drugs whose Hill curves all have this slope and half-way dose."""
-    model = model_of("drug")
-    model.encoder.hill.weight.zero_()
-    middle = np.log10(half_way / usual_dose)
-    model.encoder.hill.bias.copy_(torch.tensor([np.log(slope), middle]))
-    model.encoder.usual_dose.fill_(np.log10(usual_dose))
-    return model
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.floats(0.2, 5), st.floats(-3, 3), st.floats(-6, 6), st.floats(-3, 3))
-def test_a_dose_acts_through_a_hill_curve(slope, half_way, dose, usual_dose):
-    """dose^h / (dose^h + half^h), in the logarithm of the dose to base 10; h is slope / ln 10."""
-    model = drugs_with(slope, 10**half_way, 10**usual_dose)
-    expected = 1 / (1 + (10**half_way / 10**dose) ** (slope / np.log(10)))
-    assert strength_of(model, 10**dose) == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_drug_does_nothing_at_dose_0_and_all_it_can_at_a_very_large_one():
-    """Its strength rises with the dose in between."""
-    model = drugs_with(slope=3.0, half_way=0.1)
-    strength = [strength_of(model, dose) for dose in (0, 1e-3, 1e-2, 1e-1, 1, 10, 1e9)]
-    assert strength == sorted(set(strength))
-    assert strength[0] == pytest.approx(0, abs=1e-6)
-    assert strength[-1] == pytest.approx(1, abs=1e-6)
-
-
-def test_the_unit_of_the_dose_does_not_matter():
-    """It is counted from the usual dose: here once in mM, once in uM."""
-    model = model_of("drug")
-    before = Shift(model, condition(0, doses=[0.3])).both
-    model.encoder.usual_dose += 3
-    after = Shift(model, condition(0, doses=[300.0])).both
-    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
-
-
-def test_each_drug_has_a_curve_of_its_own():
-    """A linear map of what is remembered of it."""
-    model = model_of("drug")
-    z = model.encoder.target.weight[:2]
-    slope, middle = (z @ model.encoder.hill.weight.T + model.encoder.hill.bias).T
-    expected = z * torch.sigmoid(slope.exp() * (np.log10(20) - middle))[:, None]
-    found = [Shift(model, condition(drug, doses=[20.0])).told[0] for drug in (0, 1)]
-    assert torch.allclose(torch.stack(found), expected, atol=1e-6)
-    assert (slope[0] - slope[1]).abs() > 0.1
+def test_a_dose_between_two_shifts_every_gene_by_something_between():
+    """And a dose of 0 does nothing."""
+    rows = [((), A), ((2,), A, (0.1,)), ((2,), A, (10.0,))]
+    one = random_shifts(1)
+    model = fitted(rows, np.concatenate([NOBODY, 0.2 * one, one]), kind="drug")
+    low, between, high, nothing = expected(model, *[((2,), A, (d,)) for d in (0.1, 1, 10, 0)])
+    low, between, high = (a / one[0] for a in (low, between, high))
+    assert (low < between).all() and (between < high).all()
+    assert np.allclose(nothing, 0, atol=0.02)
 
 
 def test_a_gene_has_no_dose():
     """Whatever number stands in its place."""
+    model = fitted([((), A), ((0,), A)], np.concatenate([NOBODY, random_shifts(1)]))
+    assert np.array_equal(*expected(model, ((0,), A, (0.01,)), ((0,), A, (1.0,))))
+
+
+def test_the_unit_of_the_dose_does_not_matter():
+    """Here once in mM, once in uM."""
+    shifts = np.concatenate([NOBODY, random_shifts(2)])
+    found = []
+    for unit in (1, 1000):
+        rows = [((), A), ((2,), A, (0.1 * unit,)), ((2,), A, (10.0 * unit,))]
+        found.append(expected(fitted(rows, shifts, kind="drug"), ((2,), A, (0.7 * unit,))))
+    assert np.allclose(*found, atol=1e-3)
+
+
+def test_an_unseen_drug_borrows_from_its_sibling():
+    """Of the same structure as drug 0, of opposite length and last number; drug 1 is unlike it."""
+    structure = np.array([[2, 0, 1], [0, 2, 1], [1, 0, -9], [0, 0, 1]], np.float32)
+    shifts = np.concatenate([NOBODY, random_shifts(2, size=1.0)])
+    rows = [((), A), ((0,), A), ((1,), A)]
+    names = ["p", "q", "like p", "like none"]
+    model = fitted(rows, shifts, kind="drug", targets=names, structure=structure)
+    like_p, like_none = expected(model, ((2,), A), ((3,), A))
+    like_p, like_none = like_p.ravel(), like_none.ravel()
+    share_p, share_q = np.linalg.lstsq(shifts[1:].reshape(2, -1).T, like_p - like_none)[0]
+    assert 0.4 < share_p < 1
+    assert abs(share_q) < share_p / 3
+    assert np.linalg.norm(like_none) < 0.5 * np.linalg.norm(like_p)
+
+
+# ---- What the networks say -----------------------------------------------------------------------
+
+
+def test_a_knock_down_takes_a_target_from_its_mean_to_0_in_standard_deviations():
+    """Of its cell type; one that is not measured falls by 1. Where genes are activated, up."""
     model = model_of()
-    shifts = [Shift(model, condition(0, doses=[dose])).both for dose in (1e-3, 1.0)]
-    assert torch.equal(*shifts)
+    model.control_mean[A, 0] = 0.5
+    model.control_mean[:, 1] = torch.tensor([0.5, 1.0])
+    model.gene_scale[:2] = torch.tensor([1.0, 0.25])
+    asked = torch.tensor([0, 1, 1, 2]), torch.tensor([A, A, B, A])
+    assert model.knock_down(*asked).tolist() == [-0.5, -2.0, -4.0, -1.0]
+    model.direction.fill_(1.0)
+    assert model.knock_down(*asked).tolist() == [0.5, 2.0, 4.0, 1.0]
 
 
-# ---- Drugs: structure ----------------------------------------------------------------------------
+def test_a_network_says_its_effects_times_the_fall_times_a_gain_of_the_genes_own_statistics():
+    """By a plain loop over both networks, targets and genes; nothing of the own transcripts."""
+    model = model_of(networks=2, at_once=2)
+    encoder = model.encoder
+    for part in (encoder.effects, encoder.gain):
+        part.normal_()
+    said = encoder.networks_say(conditions_of([((1, 2), B), ((1,), B), ((), A)], 2), model)
+    by_hand = np.zeros((2, GENES))
+    fraction = torch.sigmoid(model.control_log_odds[B])
+    for i in set(range(GENES)) - {1}:
+        known = torch.stack(
+            [torch.ones(()), model.control_mean[B, i], fraction[i], model.level_scale[i]]
+        )
+        for g in range(2):
+            for p in (1, 2):
+                fall = model.knock_down(torch.tensor(p), B)
+                by_hand[:, i] += (
+                    encoder.gain[:, g] @ known * encoder.effects[g, p, i] * fall
+                ).numpy()
+    assert np.allclose(said[0], by_hand, atol=1e-4)
+    assert not said[1, :, 1].any() and said[1, :, 0].all()
+    assert not said[2].any()
 
 
-def with_structures(**changed):
-    """A model of drugs of which the first two were seen, whose three structures are known."""
-    model = model_of("drug", **changed)
-    model.encoder.structure.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
-    return model
+def knock_downs(effects, true, told=None, **changed):
+    """A model of measured targets g0..g4, of which g0..g3 do `true` x their effects, each."""
+    names = [f"g{i}" for i in range(5)]
+    rows = [((), A), *[((p,), A) for p in range(4)]]
+    untrained = model_of(targets=names, types="a")
+    told = effects if told is None else told
+    shifts = np.zeros((5, 2, GENES))
+    for p in range(4):
+        fall = float(untrained.knock_down(torch.tensor(p), A))
+        shifts[1 + p] = true[p] * fall * effects[p]
+        shifts[1 + p, :, p] = [-2.0 - p, -1.0]
+    return fitted(rows, shifts, effects=told, targets=names, types="a", **changed), shifts
 
 
-def from_structure(encoder, drug):
-    """What is known of a drug by its structure, at the usual dose: (k,)."""
-    z = encoder.from_structure.weight @ encoder.structure[drug] + encoder.from_structure.bias
-    slope, middle = encoder.hill.weight @ z + encoder.hill.bias
-    return z * torch.sigmoid(-slope.exp() * middle)
+def network(seed=0):
+    """Random effects of five targets on the genes."""
+    return np.random.default_rng(seed).normal(size=(5, GENES)).astype(np.float32) * 0.5
 
 
-def test_a_structure_stands_in_for_a_drug_that_was_never_seen():
-    """As what is remembered of it, with a Hill curve of its own."""
-    model = with_structures()
-    expected = from_structure(model.encoder, 2)
-    found = Shift(model, condition(2))
-    assert torch.allclose(found.told[0], expected, atol=1e-6)
-    assert torch.allclose(found.both[0], model.encoder.memory.weight @ expected, atol=1e-6)
+def test_a_network_that_was_right_on_training_targets_is_believed_of_another():
+    """Its gain is found, and what it says of the unseen target is expected of every other gene."""
+    effects = network()
+    model, _ = knock_downs(effects, [0.5] * 4)
+    fall = float(model.knock_down(torch.tensor(4), A))
+    others = np.arange(GENES) != 4
+    assert model.encoder.belief.tolist() == pytest.approx([1, 1], abs=0.03)
+    found = model.encoder.networks_say(conditions_of([((4,), A)]), model)[0].numpy()
+    assert np.allclose(found[:, others], 0.5 * fall * effects[4][others], atol=0.03)
 
 
-def test_a_drug_that_was_seen_is_known_by_its_own_memory():
-    """Its structure changes nothing."""
-    with_its_structure = Shift(with_structures(), condition(0))
-    assert torch.equal(with_its_structure.both, Shift(model_of("drug"), condition(0)).both)
+def test_each_network_has_its_own_gains():
+    """Here the truth is half of the first and twice the second, where both speak of all genes."""
+    both = np.stack([network(0), network(1)])
+    model, _ = knock_downs(0.5 * both[0] + 2 * both[1], [1.0] * 4, told=both, networks=2)
+    fall = float(model.knock_down(torch.tensor(4), A))
+    found = model.encoder.networks_say(conditions_of([((4,), A)]), model)[0, :, [0, 1, 2, 3, 5]]
+    truth = fall * (0.5 * both[0] + 2 * both[1])[4, [0, 1, 2, 3, 5]]
+    assert np.allclose(found, truth, atol=0.1)
 
 
-def test_in_training_a_hidden_drug_is_known_by_its_structure():
-    """So that the map from structures is learnt; without one it is an unknown drug."""
-    model = with_structures(target_dropout=1.0).train()
-    hidden = Shift(model, condition(0), Noise(0)).told[0]
-    assert torch.allclose(hidden, from_structure(model.encoder, 0), atol=1e-6)
-    model.encoder.structure[0] = 0
-    model.encoder.hill.weight.zero_()
-    model.encoder.hill.bias.copy_(torch.tensor([0.0, -100.0]))  # the whole of it at any dose
-    unknown = Shift(model, condition(0), Noise(0)).told[0]
-    assert torch.allclose(unknown, model.encoder.target.weight[-1])
+def test_a_network_that_contradicts_itself_is_not_believed():
+    """Half of the targets do the opposite of what it says: nothing is expected of it."""
+    model, _ = knock_downs(network(), [1.0, -1.0, 1.0, -1.0])
+    assert model.encoder.belief.max() < 0.3
+    prior = model.encoder.prior_mean(conditions_of([((4,), A)]), model)[0]
+    said = model.encoder.networks_say(conditions_of([((4,), A)]), model)[0]
+    assert prior[:, :4].norm() < 0.3 * said[:, :4].norm() + 1e-6
 
 
-# ---- What nothing is known of --------------------------------------------------------------------
+def test_an_own_transcript_moves_as_those_of_the_training_targets_did():
+    """On average; what networks and own shifts of the others say does not count there."""
+    for size in (1.0, 30.0):
+        model, shifts = knock_downs(network() * size, [0.1 / size] * 4)
+        own = np.mean([shifts[1 + p, :, p] for p in range(4)], 0)
+        assert np.allclose(model.encoder.own, own, atol=0.02)
+        assert np.allclose(expected(model, ((4,), A))[0, :, 4], own, atol=0.1)
+        prior = model.encoder.prior_mean(conditions_of([((4,), A)]), model)
+        assert np.allclose(prior[0, :, 4], own, atol=0.02)
+
+
+def test_an_own_transcript_that_is_gone_says_nothing_of_its_level():
+    """Its level is the mean over the targets that some cell still expresses."""
+    rows = [((), A), ((0,), A), ((1,), A)]
+    model = model_of(conditions=3)
+    populations = counts_of(model, rows, np.zeros((3, 2, GENES)), MANY)
+    populations.on[1, 0] = 0
+    populations.level[1, 0] = 0
+    model.encoder.fit(populations, model)
+    assert float(model.encoder.own[1]) == pytest.approx(0, abs=1e-6)
+    assert float(model.encoder.own[0]) < -1
+
+
+def test_a_filled_row_is_no_fifth_target():
+    """Four targets and a pair of them: a variance of so few is not known."""
+    rows = [((), A), *[((p,), A) for p in range(4)], ((0, 1), A)]
+    names = tuple(f"g{p}" for p in range(4))
+    model = model_of(targets=names, conditions=len(rows), at_once=2)
+    model.encoder.fit(counts_of(model, rows, np.zeros((len(rows), 2, GENES)), MANY), model)
+    assert len(model.encoder.amplitudes()) == 1
+
+
+def test_an_unseen_gene_does_no_more_than_the_training_target_that_did_most():
+    """However much the network says of it: root mean square over genes, both kinds of shift."""
+    effects = network()
+    effects[4] *= 100
+    model, _ = knock_downs(effects, [1.0] * 4)
+    encoder = model.encoder
+
+    def sizes(shift):
+        return shift.square().mean(2).sum(1).sqrt()
+
+    trained = sizes(encoder.networks_say(encoder.training_conditions(), model))
+    prior = encoder.prior_mean(conditions_of([((4,), A)]), model)
+    prior[:, :, 4] = 0
+    assert sizes(encoder.networks_say(conditions_of([((4,), A)]), model)) > 10 * trained.max()
+    assert float(sizes(prior)) == pytest.approx(float(trained.max()), rel=0.05)
+
+
+def test_a_small_effect_of_an_unseen_gene_stays_small():
+    """It is not stretched to that of the training target that did most."""
+    effects = network()
+    effects[4] *= 0.01
+    model, _ = knock_downs(effects, [1.0] * 4)
+    prior = model.encoder.prior_mean(conditions_of([((4,), A)]), model)[0].numpy()
+    fall = float(model.knock_down(torch.tensor(4), A))
+    others = np.arange(GENES) != 4
+    assert np.allclose(prior[:, others], fall * effects[4][others], rtol=0.1, atol=1e-3)
 
 
 def test_a_target_is_reachable_through_any_network_or_a_structure():
@@ -520,50 +830,43 @@ def test_a_target_is_reachable_through_any_network_or_a_structure():
     encoder.effects[0, 0, 3] = 1.0
     encoder.effects[1, 1, 0] = -1.0
     assert encoder.reachable().tolist() == [True, True, False]
-    encoder.structure[2, 1] = 1.0
+    encoder.structure[2, 0] = 1.0
     assert encoder.reachable().all()
 
 
-@pytest.mark.parametrize("kind", ["gene", "drug"])
-def test_of_a_target_of_which_nothing_is_known_nothing_is_predicted(kind):
-    """Its shift is 0, and so it is refused."""
-    model = model_of(kind)
-    assert not Shift(model, condition(2)).both.any()
-    screen = SimpleNamespace(source="f.h5ad")
-    with pytest.raises(InputError, match="cannot predict 'other'"):
-        sample.check_predictable(model, screen, [("other", "a")])
-
-
-def test_a_target_that_a_network_reaches_is_not_refused():
-    """The prediction is what the network says."""
+def test_a_target_of_which_nothing_is_known_is_refused_and_one_that_a_network_reaches_is_not():
+    """In sampling, by name."""
     model = model_of()
+    asked = model, SimpleNamespace(source="f.h5ad"), [("x", "a")]
+    with pytest.raises(InputError, match="cannot predict 'x'"):
+        sample.check_predictable(*asked)
     model.encoder.effects[0, 2, 4] = 1.0
-    sample.check_predictable(model, SimpleNamespace(source="f.h5ad"), [("other", "a")])
-    assert Shift(model, condition(2)).both.any()
+    sample.check_predictable(*asked)
 
 
 # ---- Cells and cell types ------------------------------------------------------------------------
 
 
-def test_each_cell_is_handed_its_own_condition():
+def test_in_training_every_condition_finds_its_own_fitted_shift():
+    """Whatever their order, though targets, types and doses are shared between them."""
+    model, rows = many_conditions("drug")
+    order = [3, 10, 8, 5, 1, 9, 4, 2, 7, 6, 0, 10]
+    model.train()
+    found = expected(model, *[rows[i] for i in order])
+    assert np.allclose(found, expected(model.eval(), *[rows[i] for i in order]), atol=1e-5)
+    assert len(np.unique(found.round(4), axis=0)) == len(rows)
+
+
+def test_each_cell_is_handed_its_own_condition_in_the_units_of_its_genes():
     """Conditions are encoded once, and cells say which is theirs."""
-    model = with_effects()
-    asked = Conditions(torch.tensor([[0], [1]]), torch.ones(2, 1), torch.tensor([A, B]))
+    rows = [((), A), ((0,), A), ((1,), B), ((), B)]
+    model = fitted(rows, random_shifts(4))
     which = torch.tensor([1, 0, 1, 1])
-    found = model.encode(asked, which)
-    level, log_odds, z, penalty = model.encoder(asked, model)
-    expected = [asked.cell_type, z, level, log_odds, penalty]
-    for part, of_condition in zip(found, expected, strict=True):
-        assert torch.equal(part, of_condition[which])
-
-
-def test_a_cell_type_that_was_never_trained_has_the_mean_of_the_labels():
-    """And the others keep their own."""
-    model = model_of()
-    model.describe_cell_type("c", *[np.full(GENES, 0.5)] * 3, 100)
-    labels = model.labels(torch.tensor([2, A, B]))
-    assert torch.allclose(labels[0], labels[1:].mean(0))
-    assert torch.equal(labels[1:], model.label.weight)
+    found = model.encode(conditions_of(rows[1:3]), which)
+    log_odds, level = expected(model, *rows[1:3])[which.numpy()].transpose(1, 0, 2)
+    assert found.cell_type.tolist() == [B, A, B, B]
+    assert np.allclose(found.log_odds, log_odds, atol=1e-6)
+    assert np.allclose(found.level, level * model.level_scale.numpy(), atol=1e-6)
 
 
 def test_a_new_cell_type_is_known_by_its_own_controls():
@@ -571,15 +874,30 @@ def test_a_new_cell_type_is_known_by_its_own_controls():
     model = model_of()
     before = model.control_mean.clone()
     mean = np.linspace(0.1, 0.6, GENES)
-    model.describe_cell_type("c", mean, mean + 1, mean, 100)
+    model.describe_cell_type("c", mean, mean + 1, mean, mean, 1e6)
     assert torch.equal(model.control_mean[:2], before)
-    assert np.allclose(model.control_mean[2], mean)
-    assert np.allclose(model.control_level[2], mean + 1)
+    assert np.allclose([model.control_mean[2], model.control_level[2] - 1], mean, atol=1e-6)
+    assert np.allclose(torch.sigmoid(model.control_log_odds[2]), mean, atol=1e-5)
 
 
 def test_a_cell_type_can_be_described_again():
     """By other controls: its row is replaced."""
     model = model_of()
-    model.describe_cell_type("a", *[np.full(GENES, 0.25)] * 3, 100)
+    model.describe_cell_type("a", *[np.full(GENES, 0.25)] * 4, 100)
     assert model.cell_types == ["a", "b"]
     assert np.allclose(model.control_mean[A], 0.25)
+
+
+def test_of_few_controls_fractions_and_spreads_are_drawn_to_those_of_the_screen():
+    """By one cell and by ten: Bayes' estimates, in this type's own proportion of spreads."""
+    model = model_of()
+    model.usual_fraction[:] = 0.3
+    on = np.array([0, 1, 2, 4, 6, 8])
+    variance = np.linspace(0.5, 3, GENES)
+    level = np.ones(GENES)
+    model.describe_cell_type("c", level, level, on / 8, variance, 8)
+    usual = model.level_scale.numpy() ** 2
+    proportion = np.average(variance, weights=on) / np.average(usual, weights=on)
+    spread = np.average([variance, proportion * usual], 0, np.stack([on, np.full(GENES, 10)]))
+    assert np.allclose(torch.sigmoid(model.control_log_odds[2]), (on + 0.3) / 9, atol=1e-5)
+    assert np.allclose(model.control_scale[2], np.sqrt(spread), rtol=1e-5)

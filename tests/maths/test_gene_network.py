@@ -125,8 +125,10 @@ def model_of(targets, genes):
     """What the networks' functions in train.py ask of a model."""
     seen = torch.zeros(len(targets), dtype=torch.bool)
     own = SimpleNamespace(seed=0)
+    encoder = SimpleNamespace(seen=seen)
+    down = torch.tensor(-1.0)
     return SimpleNamespace(
-        targets=targets, genes=genes, settings=own, encoder=SimpleNamespace(seen=seen)
+        targets=targets, genes=genes, settings=own, encoder=encoder, direction=down
     )
 
 
@@ -463,3 +465,23 @@ def test_from_cells_and_knock_downs_to_the_effects_of_an_unseen_gene(monkeypatch
     assert np.linalg.norm(found[0] - true) < 0.35 * np.linalg.norm(true)
     assert np.abs(found[0, 9:]).max() < 0.05
     assert not found[2].any()
+
+
+def test_the_effects_of_a_training_target_are_from_a_fit_that_never_saw_it_perturbed(monkeypatch):
+    """And those of an unseen one from all that there is."""
+    rng = np.random.default_rng(0)
+    names = [f"g{i}" for i in range(7)]
+    X = 5 + rng.normal(size=(140, 7))
+    screen = screen_with(X, np.repeat([CONTROL, *names[:6]], 20), ["t"] * 140)
+
+    def what_was_seen(S, cells, nodes, knock, shift, error, seed):
+        seen = (knock != 0).any(0).float()
+        return torch.stack([seen, *[torch.full((7,), float(len(knock)))] * 6], 1)
+
+    monkeypatch.setattr(train, "structural_effects", what_was_seen)
+    model = model_of(names, list(screen.genes))
+    model.encoder.seen[:6] = True
+    found = train.fitted_effects(model, screen, np.eye(7), 140, np.ones(7))
+    assert not found[:, 0].any()
+    assert sorted(found[:6, 1].tolist()) == [4, 4, 5, 5, 5, 5]  # 6 in 5 folds
+    assert found[6, 1] == 6

@@ -79,8 +79,8 @@ def switches():
 def test_the_switches_of_part_two_are_these():
     """The list that the next test looks for."""
     assert switches() == {
-        "shifts", "skip_gate", "if_expressed", "spread_times", "null_pairs", "cosine_decay",
-        "prior", "target_dropout", "structural",
+        "shifts", "skip_gate", "anchor", "if_expressed", "spread_times", "null_pairs",
+        "cosine_decay", "gene_embedding", "structural",
     }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_part_one_mentions_no_class_or_function_of_part_two():
     """The arrow runs one way."""
     above, below = parts()
     defined = set(re.findall(r"^(?:class|def) (\w+)", below, re.MULTILINE))
-    assert {"Shifted", "ActiveValues", "cosine_decay", "model_class"} <= defined
+    assert {"Shifted", "Anchored", "ActiveValues", "cosine_decay", "model_class"} <= defined
     assert not [name for name in defined if re.search(rf"\b{name}\b", above)]
 
 

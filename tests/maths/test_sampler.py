@@ -1,10 +1,9 @@
-"""The sampler (Eq. 16 to 18): with known ends, and after training.
+"""The sampler (Eq. 16 to 18): with known ends, anchored (additions), and after training.
 
 Draws are seeded and must lie within five standard errors of what the equations say.
 """
 
 import functools
-import math
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from departures import (
     Conditions,
     ImprovedSettings,
     Noise,
+    Populations,
     Settings,
     model_class,
     sample,
@@ -176,27 +176,42 @@ def test_the_settings_say_how_many_steps(steps):
     assert [t[0].item() for t, _, _, _ in model.asked] == pytest.approx(np.arange(steps) / steps)
 
 
-def untrained(own):
-    """A model that has seen both targets perturbed; its controls are at level 1, on in half."""
+# The controls of both types, and both targets in type b.
+COUNTED = Conditions(
+    torch.tensor([[-1], [-1], [0], [1]]), torch.ones(4, 1), torch.tensor([0, 1, 1, 1])
+)
+
+
+def untrained(own, on, level, scale):
+    """A model that has seen both targets perturbed in type b, and both types' controls.
+
+    on, level (4, N): of COUNTED, the share of 500 cells that express a gene and their mean level;
+    scale: the standard deviation of the level.
+    """
     torch.manual_seed(0)
     genes = [f"g{i}" for i in range(GENES)]
-    model = model_class(own)(own, genes, ["g0", "g1"], ["a", "b"])
+    sizes = {"conditions": 4} if own.shifts else {}
+    model = model_class(own)(own, genes, ["g0", "g1"], ["a", "b"], **sizes)
     model.encoder.seen[:] = True
     if own.shifts:
-        half = np.full(GENES, 0.5)
-        for cell_type in ("a", "b"):
-            model.describe_cell_type(cell_type, half, 2 * half, half, 100)
-        model.encoder.seen_in_type[:] = True
+        model.level_scale.fill_(scale)
+        variance = np.full(GENES, scale**2)
+        for k, cell_type in enumerate(model.cell_types):
+            mean = on[k] * level[k]
+            model.describe_cell_type(cell_type, mean, level[k], on[k], variance, 500)
+        cells = torch.full((4, 1), 500.0)
+        model.encoder.fit(Populations(COUNTED, cells, 500 * on, level / scale), model)
     return model
 
 
 def model_of(own):
-    """A model whose networks and memory answer at random."""
-    model = untrained(own)
+    """A model whose networks answer at random, and that has counted shifts at random."""
+    noise = Noise(5)
+    like = torch.empty(4, GENES)
+    on = 0.2 + 0.6 * noise.uniform(like)
+    model = untrained(own, on, 1 + noise.uniform(like), 0.5)
     for network in (model.x_network, model.d_network):
         torch.nn.init.normal_(network.out[2].weight)
-    if own.shifts:
-        torch.nn.init.normal_(model.encoder.memory.weight)
     return model
 
 
@@ -254,23 +269,55 @@ def test_another_condition_gives_other_cells(own):
     assert (one - another).abs().mean() > 0.01
 
 
-def test_a_cell_type_that_only_appears_in_sampling_has_the_mean_label():
-    """Types that were trained keep their own."""
-    model = model_of(default_settings())
-    own = model.labels(torch.tensor([0, 1]))
-    model.describe_cell_type("new", np.ones(GENES), np.ones(GENES), np.full(GENES, 0.5), 10)
-    assert torch.equal(model.labels(torch.tensor([0, 1])), own)
-    assert torch.allclose(model.labels(torch.tensor([2])), own.mean(0))
-
-
 def test_a_cell_type_that_only_appears_in_sampling_is_known_by_its_controls():
     """Their mean, their level if expressed, and the share that is on, never exactly 0 or 1."""
     model = model_of(default_settings())
     share = np.linspace(0, 1, GENES)
-    model.describe_cell_type("new", share / 2, share / 3, share, 10)
+    model.describe_cell_type("new", share / 2, share / 3, share, share, 10)
     assert torch.allclose(model.control_mean[2], torch.tensor(share / 2).float())
     assert torch.allclose(model.control_level[2], torch.tensor(share / 3).float())
-    assert torch.allclose(model.control_fraction[2], torch.tensor((10 * share + 0.5) / 11).float())
+    fraction = torch.sigmoid(model.control_log_odds[2])
+    assert torch.allclose(fraction, torch.tensor((10 * share + 0.5) / 11).float())
+
+
+def test_a_share_of_many_cells_is_not_nearer_to_0_than_its_log_odds_tell():
+    """A million cells, none of which expresses a gene, or all: log odds of 7 and no more."""
+    model = model_of(default_settings())
+    share = (np.arange(GENES) % 2).astype(float)
+    model.describe_cell_type("new", share, share, share, share, 1_000_000)
+    assert torch.equal(model.control_log_odds[2], torch.tensor(14 * share - 7).float())
+
+
+def sd_of_new_type(variance, fraction, cells, usual):
+    """The standard deviations (N,) that a model believes of a cell type that it meets."""
+    model = model_of(default_settings())
+    model.level_scale[:] = torch.as_tensor(usual).sqrt()
+    one = np.ones(GENES)
+    model.describe_cell_type("new", one, one, fraction, variance, cells)
+    return model.control_scale[2].numpy()
+
+
+def test_the_sd_of_a_cell_type_is_that_of_its_controls_where_many_are_on():
+    """Among 10,000 controls, where half are on, ten more hardly count."""
+    variance = np.linspace(0.1, 2, GENES)
+    found = sd_of_new_type(variance, np.full(GENES, 0.5), 10_000, np.ones(GENES))
+    assert found == pytest.approx(np.sqrt(variance), rel=0.02)
+
+
+def test_where_few_controls_are_on_the_sd_is_the_genes_usual_in_the_types_proportion():
+    """A type that varies a quarter as much: where nobody is on, and mixed in where ten are."""
+    usual = np.linspace(0.5, 3, GENES)
+    variance = 0.25 * usual
+    fraction = np.full(GENES, 0.5)
+    variance[0], fraction[0] = 0.0, 0.0
+    assert sd_of_new_type(variance, fraction, 100, usual) == pytest.approx(0.5 * usual**0.5)
+    fraction[1] = 0.1
+    variance[1] = 9.0
+    others = 0.25 * 50 * usual[2:].sum()  # of 50 cells that are on
+    proportion = (10 * 9.0 + others) / (10 * usual[1] + 50 * usual[2:].sum())
+    expected = ((10 * 9.0 + 10 * proportion * usual[1]) / 20) ** 0.5
+    found = sd_of_new_type(variance, fraction, 100, usual)[1]
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +342,89 @@ def test_one_bridge_alone_switches_no_gene_off(own):
     assert (cells > 0).any(0).all()
 
 
+# ---- Anchored (additions) ------------------------------------------------------------------------
+
+
+class Asked:
+    """What a model that was carried away says of 300 cells under CONDITION at a time.
+
+    Both its networks answer at random, x_theta about 2 too much and d_theta about 0.7, or `bias`.
+    """
+
+    def __init__(self, t, training=False, bias=0.7, **changed):
+        model = model_of(default_settings(**changed)).train(training)
+        for network, mean in ((model.x_network, 2.0), (model.d_network, bias)):
+            network.out[2].weight.data *= 0.3
+            torch.nn.init.constant_(network.out[2].bias, mean)
+        noise = Noise(3)
+        like = torch.empty(300, GENES)
+        condition = model.encode(CONDITION, torch.zeros(300, dtype=torch.long))
+        level, log_odds = (end[0] for end in model.expected_end(condition))
+        self.level, self.fraction = level.numpy(), torch.sigmoid(log_odds).numpy()
+        before = torch.sigmoid(model.control_log_odds[1])
+        d = (noise.uniform(like) < (1 - t) * before + t * torch.sigmoid(log_odds)).float()
+        x = 1 + noise.uniform(like)
+        with torch.no_grad():
+            time = torch.full((300, 1), t)
+            self.endpoint, self.log_odds = model.predict(time, x, d, condition)
+        self.p = torch.sigmoid(self.log_odds).double().numpy()
+
+    def mean_level(self):
+        """Of the cells that will be on: (N,)."""
+        return (self.p * self.endpoint.numpy()).sum(0) / self.p.sum(0)
+
+
+AT_ANY_TIME = pytest.mark.parametrize("t", [0.0, 0.3, 0.6, 0.9])
+
+
+@AT_ANY_TIME
+def test_in_sampling_the_cells_are_on_as_often_as_is_expected(t):
+    """On average, gene by gene; without the anchor they are not."""
+    anchored = Asked(t)
+    assert anchored.p.mean(0) == pytest.approx(anchored.fraction, abs=0.002)
+    assert np.abs(Asked(t, anchor=False).p.mean(0) - anchored.fraction).max() > 0.05
+
+
+@AT_ANY_TIME
+def test_in_sampling_the_mean_level_is_the_expected_one(t):
+    """That of the cells that will be on; without the anchor it is not."""
+    anchored = Asked(t)
+    assert anchored.mean_level() == pytest.approx(anchored.level, abs=1e-4)
+    assert np.abs(Asked(t, anchor=False).mean_level() - anchored.level).max() > 0.05
+
+
+@AT_ANY_TIME
+def test_the_anchor_leaves_the_differences_between_cells(t):
+    """In log odds and in level: every cell of a gene is moved as far, and the cells do differ."""
+    anchored, loose = Asked(t), Asked(t, anchor=False)
+    for found, before in ((anchored.log_odds, loose.log_odds), (anchored.endpoint, loose.endpoint)):
+        assert (found - before).std(0).max() < 1e-5
+        assert found.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("bias", [-20.0, 20.0])
+def test_the_anchor_moves_log_odds_by_2_and_no_farther(bias):
+    """What both networks and the evidence are sure of stays so."""
+    moved = Asked(0.5, bias=bias).log_odds - Asked(0.5, bias=bias, anchor=False).log_odds
+    assert moved.numpy() == pytest.approx(-np.sign(bias) * 2 * np.ones(moved.shape), abs=1e-5)
+
+
+def test_training_is_not_anchored():
+    """A batch has cells of many conditions; the mean is left to the losses."""
+    anchored, loose = Asked(0.5, training=True), Asked(0.5, training=True, anchor=False)
+    assert torch.equal(anchored.endpoint, loose.endpoint)
+    assert torch.equal(anchored.log_odds, loose.log_odds)
+
+
+def test_a_gene_that_no_cell_will_express_stays_finite():
+    """Where d_theta is certain of it, so that there is no mean level to anchor."""
+    model = model_of(default_settings())
+    torch.nn.init.constant_(model.d_network.out[2].bias, -200.0)
+    cells, level = few_cells(model)
+    assert torch.isfinite(level).all()
+    assert torch.isfinite(cells).all()
+
+
 # ---- After training ------------------------------------------------------------------------------
 #
 # One gene rises from 1 to 2 and is switched on, from half of the cells to nine in ten. The others
@@ -316,7 +446,7 @@ def cells_of(n, perturbed, noise):
 STEPS_OF_TRAINING = 250
 
 
-class Populations:
+class ToFill:
     """Controls and perturbed cells, and for --if-expressed the values that each may be filled with.
 
     In training silent genes are filled, or not, on both sides; in sampling at the start.
@@ -358,11 +488,10 @@ def train(model, populations):
 def predicted(method):
     """2,000 cells that a trained model carries, and as many that were perturbed."""
     own = papers_settings(width=64) if method == "paper" else default_settings(width=64)
-    model = untrained(own)
-    if own.shifts:
-        model.level_scale.fill_(0.2)
-        model.log_scale.data.fill_(math.log(0.2))
-    populations = Populations(own.if_expressed)
+    cells = torch.stack([cells_of(500, k == 3, Noise(k)) for k in range(4)])  # COUNTED
+    on = (cells > 0).float().mean(1)
+    model = untrained(own, on, cells.mean(1) / on, 0.2)
+    populations = ToFill(own.if_expressed)
     train(model, populations)
     x0, d0 = populations.draw(2000, False)
     cells, _ = sample(model, x0, d0, CONDITION, populations.noise)

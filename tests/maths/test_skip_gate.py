@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from departures import Conditions, ImprovedSettings, Noise, bridge_sample, model_class
+from departures import (
+    Conditions,
+    ImprovedSettings,
+    Noise,
+    Populations,
+    bridge_sample,
+    model_class,
+)
 
 SCALE = st.floats(0.05, 3)
 CORRELATION = st.floats(-0.95, 0.95)
@@ -16,11 +23,14 @@ GENES = 4
 
 
 def model_of(n_genes=GENES, **changed):
-    """An untrained model of two cell types, whose networks still answer 0."""
+    """An untrained model of two cell types, whose networks still answer 0.
+
+    Without the anchor: these predictions are those of single cells.
+    """
     torch.manual_seed(0)
-    own = ImprovedSettings(width=8, **changed)
+    own = ImprovedSettings(width=8, anchor=False, **changed)
     genes = [f"g{i}" for i in range(n_genes)]
-    return model_class(own)(own, genes, ["g0"], ["a", "b"]).eval()
+    return model_class(own)(own, genes, ["g0"], ["a", "b"], conditions=3).eval()
 
 
 def f64(*values):
@@ -32,7 +42,7 @@ def f64(*values):
 
 
 def one_gene_gate(s0, sT, correlation, sigma):
-    """The gate of one gene with the given scales of its ends and correlation between them."""
+    """The gate of one gene: its ends have these scales, in the cell type's unit, and correlate."""
     model = model_of(1, sigma=sigma).double()
     with torch.no_grad():
         model.log_scale[0] = math.log(s0)
@@ -55,22 +65,32 @@ def regression(s0, sT, correlation, sigma, t):
 
 
 @settings(deadline=None, max_examples=50)
-@given(SCALE, SCALE, CORRELATION, SCALE, st.floats(0, 1))
-def test_the_gate_is_the_regression_of_the_end_on_x_t(s0, sT, correlation, sigma, t):
-    """For Gaussian ends and a Brownian bridge between them."""
-    found = one_gene_gate(s0, sT, correlation, sigma)(f64(t)).item()
-    expected = regression(s0, sT, correlation, sigma, t)
+@given(SCALE, SCALE, CORRELATION, SCALE, st.floats(0.1, 4), st.floats(0, 1))
+def test_the_gate_is_the_regression_of_the_end_on_x_t(s0, sT, correlation, sigma, unit, t):
+    """For Gaussian ends and a Brownian bridge between them, whatever the ends are counted in."""
+    found = one_gene_gate(s0, sT, correlation, sigma)(f64(t), f64(unit)).item()
+    expected = regression(unit * s0, unit * sT, correlation, sigma, t)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_every_cell_and_gene_has_a_unit_of_its_own():
+    """Two cell types' levels of two genes, at one time: four regressions."""
+    model = model_of(2, sigma=0.7).double()
+    unit = torch.tensor([[0.3, 1.0], [2.0, 0.5]], dtype=torch.float64)
+    found = model.gate(f64(0.4, 0.4), unit).detach().numpy()
+    own = [regression(u, u, math.tanh(0.2), 0.7, 0.4) for u in unit.flatten().tolist()]
+    assert found.flatten() == pytest.approx(own)
 
 
 @settings(deadline=None, max_examples=50)
 @given(SCALE, SCALE, CORRELATION, SCALE)
 def test_the_gate_is_1_at_the_end(s0, sT, correlation, sigma):
     """At T, x_t is the end itself."""
-    assert one_gene_gate(s0, sT, correlation, sigma)(f64(1)).item() == pytest.approx(1)
+    gate = one_gene_gate(s0, sT, correlation, sigma)
+    assert gate(f64(1), f64(0.6)).item() == pytest.approx(1)
 
 
-def train_gate(s0, sT, correlation, sigma):
+def train_gate(s0, sT, correlation, sigma, unit):
     """A gate trained by least squares on bridges between correlated normals, from its own start."""
     model = model_of(1, sigma=sigma)
     noise = Noise(0)
@@ -84,7 +104,7 @@ def train_gate(s0, sT, correlation, sigma):
         xT = sT * (correlation * a + math.sqrt(1 - correlation**2) * b)
         t = noise.uniform(cells)
         xt = bridge_sample(x0, xT, t, sigma, noise)
-        loss = ((xT - model.gate(t) * xt) ** 2).mean()
+        loss = ((xT - model.gate(t, torch.full_like(t, unit)) * xt) ** 2).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -93,10 +113,11 @@ def train_gate(s0, sT, correlation, sigma):
 
 
 def test_training_finds_the_regression():
-    """From 0.2 at t = 0, where it should be 2.0, to within 0.06 at every time."""
+    """From 0.2 at t = 0, where it should be 2.0, to within 0.06 at every time, in units of 0.4."""
     own = {"s0": 0.6, "sT": 1.5, "correlation": 0.8, "sigma": 0.5}
     times = np.linspace(0, 1, 11)
-    found = train_gate(**own)(torch.tensor(times, dtype=torch.float32)[:, None])
+    t = torch.tensor(times, dtype=torch.float32)[:, None]
+    found = train_gate(**own, unit=0.4)(t, torch.full_like(t, 0.4))
     expected = np.array([regression(**own, t=t) for t in times])
     assert expected[0] == pytest.approx(2.0)
     assert found.detach().numpy()[:, 0] == pytest.approx(expected, abs=0.06)
@@ -112,7 +133,7 @@ def one_gene_evidence(fraction, given_off, given_on):
     """
     model = model_of(1).double()
     with torch.no_grad():
-        model.control_fraction[:] = fraction
+        model.control_log_odds[:] = math.log(fraction / (1 - fraction))
         model.start_given_end[0] = given_off
         model.start_given_end[1] = given_on
 
@@ -173,15 +194,21 @@ def model():
 
 
 def described(model):
-    """A model of other controls in each type, to which a knock-out does something."""
+    """A model of other controls in each type, to which a knock-out does something in type b."""
     noise = Noise(0)
     like = torch.empty(GENES)
+    model.level_scale[:] = torch.linspace(0.5, 2, GENES)
     for cell_type in ("a", "b"):
         level = 1 + noise.uniform(like)
-        model.describe_cell_type(cell_type, 0.3 * level, level, noise.uniform(like), 100)
-    model.level_scale[:] = torch.linspace(0.5, 2, GENES)
-    model.encoder.seen[0] = True
-    torch.nn.init.normal_(model.encoder.memory.weight)
+        fraction, variance = noise.uniform(like), 0.2 + noise.uniform(like)
+        model.describe_cell_type(cell_type, 0.3 * level, level, fraction, variance, 100)
+    conditions = Conditions(
+        torch.tensor([[-1], [-1], [0]]), torch.ones(3, 1), torch.tensor([0, 1, 1])
+    )
+    on = (10 + 80 * noise.uniform(torch.empty(3, GENES))).round()
+    cells = torch.full((3, 1), 100.0)
+    level = 3 * noise.uniform(on)
+    model.encoder.fit(Populations(conditions, cells, on, level), model)
     return model
 
 
@@ -197,9 +224,10 @@ class Asked:
         self.x = 3 * noise.uniform(torch.empty(3, GENES))
         self.d = (noise.uniform(self.x) < 0.5).float()
         self.start = model.control_level[1]
+        self.unit = model.control_scale[1].expand(3, -1)
         self.end = self.start + self.condition.level  # of the mean path
         self.mean = 0.6 * self.start + 0.4 * self.end
-        self.prior = torch.logit(model.control_fraction[1]) + self.condition.log_odds
+        self.prior = model.control_log_odds[1] + self.condition.log_odds
 
 
 def close(found, expected):
@@ -217,7 +245,7 @@ def test_off_the_mean_path_the_untrained_prediction_differs_by_the_gate(model):
     """How far a cell is from the mean path, times g(t), gene by gene."""
     asked = Asked(model)
     found, _ = model.predict(asked.t, asked.x, asked.d, asked.condition)
-    assert close(found - asked.end, model.gate(asked.t) * (asked.x - asked.mean))
+    assert close(found - asked.end, model.gate(asked.t, asked.unit) * (asked.x - asked.mean))
 
 
 def test_the_untrained_log_odds_are_the_shifted_prior_and_the_evidence(model):
@@ -236,15 +264,14 @@ def answers(network, value):
 
 
 def test_what_the_networks_learn_is_added(model):
-    """To the level in proportion to the time left and in the gene's own unit; to the log odds."""
+    """To the level in proportion to the time left, in the type's own unit; and to the log odds."""
     asked = Asked(model)
     before = model.predict(asked.t, asked.x, asked.d, asked.condition)
     learnt = torch.linspace(-1, 1, GENES)
     answers(model.x_network, learnt)
     answers(model.d_network, learnt)
     level, log_odds = model.predict(asked.t, asked.x, asked.d, asked.condition)
-    expected = (0.6 * model.level_scale * learnt).expand(3, -1)
-    assert close(level - before[0], expected)
+    assert close(level - before[0], 0.6 * asked.unit * learnt)
     assert close(log_odds - before[1], learnt.expand(3, -1))
 
 
@@ -265,4 +292,4 @@ def test_without_the_gate_the_untrained_prediction_is_the_shifted_control():
     assert close(log_odds, asked.prior)
     answers(model.x_network, 7.0)
     level, _ = model.predict(asked.t, asked.x, asked.d, asked.condition)
-    assert close(level, asked.end + 7 * model.level_scale)
+    assert close(level, asked.end + 7 * asked.unit)

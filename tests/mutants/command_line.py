@@ -273,9 +273,21 @@ BAD_INPUT = [
     ),
     (
         "train.py",
-        "(settings.skip_gate or settings.if_expressed)",
-        "(settings.skip_gate and settings.if_expressed)",
+        'need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")',
+        'need = ("skip_gate", "if_expressed", "gene_embedding")',
         "an addition without what it stands on",
+    ),
+    (
+        "train.py",
+        'if settings.gene_embedding and screen.kind == "drug":',
+        "if False:",
+        "structures of genes for a screen of drugs",
+    ),
+    (
+        "screens/drugs.py",
+        'f"--{screen.kind}-embedding {path}: not a readable CSV ({error})"',
+        'f"--drug-embedding {path}: not a readable CSV ({error})"',
+        "the wrong option for a table of genes that cannot be read",
     ),
     (
         "train.py",
@@ -351,8 +363,8 @@ BAD_INPUT = [
     ),
     (
         "train.py",
-        "if gene not in screen.genes and gene not in sources:",
-        "if False:",
+        "        if gene not in known:\n            raise",
+        "        if False:\n            raise",
         "a gene that nothing is known of can be asked for",
     ),
     (

@@ -4,6 +4,36 @@ MUTANTS = {
     "program/test_sampling.py": [
         (
             "sample.py",
+            "enough = max(n, 256) if model.settings.anchor else n",
+            "enough = n",
+            "the mean of a few cells is put where that of many should be",
+        ),
+        (
+            "sample.py",
+            "enough = max(n, 256) if model.settings.anchor else n",
+            "enough = max(n, 256)",
+            "cells are simulated for nothing without an anchor",
+        ),
+        (
+            "sample.py",
+            "return predicted, levels, rows[:n]",
+            "return predicted, levels, rows",
+            "more controls than predicted cells",
+        ),
+        (
+            "sample.py",
+            "np.concatenate(predicted)[:n]",
+            "np.concatenate(predicted)[-n:]",
+            "cells beside the controls of others",
+        ),
+        (
+            "sample.py",
+            "model.encoder.counted[model.cell_types.index(cell_type)] = 0",
+            "pass",
+            "other controls are moved by the chance of the run's own",
+        ),
+        (
+            "sample.py",
             "doses = sorted(p for p in seen if drug_of(p) == perturbation)",
             "doses = []",
             "a drug's name alone asks for no dose",

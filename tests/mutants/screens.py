@@ -242,9 +242,45 @@ MUTANTS = {
         ),
         (
             "screens/statistics.py",
-            "fall[place[target]] = -height",
+            "fall[place[target]] = sign * height",
             "fall[place[target]] = height",
             "a knock-down that raises its target",
+        ),
+        (
+            "screens/statistics.py",
+            "fall[place[target]] = sign * height",
+            "fall[place[target]] = -height",
+            "an activation that lowers its target",
+        ),
+        (
+            "screens/statistics.py",
+            "degrees = np.maximum(np.array(on) - 1, 0).sum(0)",
+            "degrees = np.array(on).sum(0)",
+            "a variance within groups as if their means were known",
+        ),
+        (
+            "screens/statistics.py",
+            "squares.append(variance * on[-1])",
+            "squares.append(variance * len(rows))",
+            "cells that do not express a gene count in the variance of its level",
+        ),
+        (
+            "screens/statistics.py",
+            "on.append(fraction.astype(np.float64) * len(rows))",
+            "on.append(fraction.astype(np.float64))",
+            "fractions in place of counts",
+        ),
+        (
+            "screens/statistics.py",
+            "moved += shift[position[target]]",
+            "moved += shift.mean()",
+            "the direction is that of all genes, not of the perturbed ones",
+        ),
+        (
+            "screens/statistics.py",
+            "return 1.0 if moved > 0 else -1.0",
+            "return -1.0",
+            "every screen knocks down",
         ),
         (
             "screens/statistics.py",
@@ -320,6 +356,12 @@ MUTANTS = {
         ),
     ],
     "program/test_tables.py": [
+        (
+            "screens/drugs.py",
+            "for key in screen.groups for drug, _ in targets_of(key[0], screen.kind)}",
+            'for key in screen.groups for drug, _ in targets_of(key[0], "drug")}',
+            "a pair of genes is taken for one drug",
+        ),
         (
             "screens/drugs.py",
             "table = pd.read_csv(path, index_col=0)",

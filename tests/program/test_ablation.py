@@ -43,7 +43,7 @@ def test_every_addition_is_left_out_by_a_variant_of_its_own():
     variants = [settings_of(options) for options in ablation.ABLATIONS.values()]
     others = [one for one in variants if one != paper]
     for name, value in vars(ImprovedSettings()).items():
-        if isinstance(value, bool) or name in ("target_dropout", "prior"):
+        if isinstance(value, bool):
             assert any(not getattr(one, name) for one in others), name
 
 
@@ -52,7 +52,8 @@ def small_model(**changes):
     torch.manual_seed(0)
     settings = ImprovedSettings(width=16, embedding=4, steps=8, if_expressed=False, **changes)
     model = model_class(settings)(settings, ["a", "b", "c"], ["a"], ["x"])
-    model.describe_cell_type("x", [1.0, 0.5, 2.0], [1.5, 1.0, 2.0], [0.6, 0.5, 1.0], 100)
+    mean, level, fraction = [1.0, 0.5, 2.0], [1.5, 1.0, 2.0], [0.6, 0.5, 1.0]
+    model.describe_cell_type("x", mean, level, fraction, [0.2, 0.3, 0.4], 100)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model

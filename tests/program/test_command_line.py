@@ -27,7 +27,7 @@ TINY = shlex.split("--epochs 2 --width 32 --embedding 8 --steps 5 --grn coexpres
 # ---- Settings ------------------------------------------------------------------------------------
 
 
-ADDITIONS = {field.name for field in fields(ImprovedSettings)} - {"discrete"}
+ADDITIONS = {field.name for field in fields(ImprovedSettings)} - {"discrete", "gene_embedding"}
 ADDITIONS -= {field.name for field in fields(Settings)}
 
 
@@ -68,8 +68,8 @@ def test_every_setting_can_be_set_from_the_command_line(field):
         "epsilon": "0.5",
         "grn": "none",
         "drug_embedding": "drugs.csv",
+        "gene_embedding": "genes.csv",
         "test_fraction": 0.5,
-        "target_dropout": 0.5,
     }
     value = values.get(field.name, 7 if field.type is not bool else not field.default)
     flag = train.flag(field.name)
@@ -135,16 +135,16 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--discrete": "(on, as the paper)",
     "--shifts": "(on; paper off)",
     "--skip-gate": "(on; paper off)",
+    "--anchor": "(on; paper off)",
     "--if-expressed": "(on; paper off)",
     "--spread-times": "(on; paper off)",
     "--null-pairs": "(on; paper off)",
     "--cosine-decay": "(on; paper off)",
-    "--target-dropout": "(0.3; paper 0.0)",
-    "--prior": "(0.1; paper 0.0)",
     "--width": "(256)",
     "--embedding": "(64)",
     "--seed": "(0)",
     "--drug-embedding": "(none)",
+    "--gene-embedding": "(none)",
 }
 
 

@@ -320,6 +320,34 @@ def test_batches_of_a_condition_have_random_numbers_of_their_own(genes, monkeypa
     assert len(set(recorder.numbers)) == 3
 
 
+@pytest.mark.parametrize("anchor, simulated", [(True, 256), (False, 5)])
+def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
+    genes, monkeypatch, anchor, simulated
+):
+    """Without one no cell is simulated for nothing."""
+    recorder = Recorder()
+    monkeypatch.setattr(sample, "sample", recorder)
+    screen, model, _ = restored(genes)
+    model.settings.anchor = anchor
+    cells = screens.Cells(screen.X, "cpu")
+    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, None, 0, "cpu")
+    assert [len(x0) for x0, _ in recorder.starts] == [simulated]
+    assert [part.shape[0] for part in made] == [5, 5, 5]
+
+
+def test_few_cells_are_the_first_of_256(genes):
+    """Their means over cells were put in the same place."""
+    screen, model, _ = restored(genes)
+    values = sample.control_values(model, screen, "cpu")
+    cells = screens.Cells(screen.X, "cpu")
+    few, many = (
+        sample.predict(model, screen, cells, "KLF1", "A549", n, values, 0, "cpu") for n in (5, 256)
+    )
+    assert np.array_equal(few[0].toarray(), many[0].toarray()[:5])
+    assert np.array_equal(few[1].toarray(), many[1].toarray()[:5])
+    assert np.array_equal(few[2], many[2][:5])
+
+
 # ---- Other control cells -------------------------------------------------------------------------
 
 
@@ -378,6 +406,17 @@ def test_every_cell_type_of_other_controls_is_described_by_them(genes, other_cel
     for k, cell_type in enumerate(model.cell_types):
         X = screen.dense(screen.controls(cell_type))
         assert np.allclose(model.control_mean[k], X.mean(0), atol=1e-5)
+
+
+def test_unperturbed_other_controls_stay_where_they_are(genes, other_cells):
+    """What training found of the run's own controls, which are samples, is not said of them."""
+    _, model, _ = restored(genes)
+    control = sample.conditions_of(model, [(CONTROL, "A549")])
+    assert model.encoder.eval()(control, model).any()
+    screen = sample.run_screen(sample.read_checkpoint(genes), other_cells, {})
+    sample.describe_new_types(model, screen, replace=True)
+    both = sample.conditions_of(model, [(CONTROL, "A549"), (CONTROL, "HeLa")])
+    assert not model.encoder(both, model).any()
 
 
 def test_cell_types_of_the_runs_own_screen_stay_as_they_were_described(genes):
@@ -594,7 +633,11 @@ def test_what_is_unseen_of_a_drug_is_nearer_than_controls_and_the_mean(unseen, k
 
 @pytest.fixture(scope="module")
 def unmeasured(tmp_path_factory):
-    """A screen without a gene that was perturbed, its symbol, and the network it belongs to."""
+    """A screen without a gene that was perturbed, and its symbol.
+
+    Beside it stand the network it belongs to, and eight numbers of each perturbed gene, in which
+    genes of like effects are alike.
+    """
     out = tmp_path_factory.mktemp("unmeasured")
     adata = simulate_screen(100, 12, 4000, seed=2)
     symbols = adata.var["gene_name"].to_numpy()
@@ -602,6 +645,9 @@ def unmeasured(tmp_path_factory):
     target = adata.varm["effect"].abs().sum(0).nlargest(2).index[1]
     edges = {"source": symbols[W.col], "target": symbols[W.row], "weight": W.data}
     pd.DataFrame(edges).to_csv(out / "edges.csv", index=False)
+    effect = adata.varm["effect"].T  # a row for each perturbed gene
+    axes = np.random.default_rng(0).normal(size=(effect.shape[1], 8))
+    (effect @ axes).to_csv(out / "genes.csv")
     panel = adata[:, symbols != target].copy()
     del panel.varm["effect"]
     panel.write_h5ad(out / "s.h5ad")
@@ -624,3 +670,22 @@ def test_a_users_network_makes_it_predictable(unmeasured):
     distance, n = total(distances(out, screen), target)
     assert target not in screen.genes and n == 2
     assert distance["model"] < 0.9 * min(distance["control"], distance["perturbed mean"])
+
+
+def test_structures_of_genes_make_it_predictable(unmeasured):
+    """By what like genes did, without any network of it."""
+    out, target = unmeasured
+    table = str(out / "genes.csv")
+    own = {**LEARNING, "epochs": 2, "gene_embedding": table}
+    screen, _ = train_on(out / "s.h5ad", out, [target], **own)
+    distance, n = total(distances(out, screen), target)
+    assert target not in screen.genes and n == 2
+    assert distance["model"] < 0.9 * min(distance["control"], distance["perturbed mean"])
+
+
+def test_a_screen_of_drugs_has_no_structures_of_genes(drugs, tmp_path):
+    """Before any training."""
+    path = sample.read_checkpoint(drugs)["reading"]["path"]
+    with pytest.raises(screens.InputError, match="--gene-embedding genes.csv: .* is a screen of d"):
+        train_on(path, tmp_path, ["Givinostat:0.1@A549"], gene_embedding="genes.csv")
+    assert os.listdir(tmp_path) == []

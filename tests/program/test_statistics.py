@@ -44,10 +44,46 @@ def test_genes_that_a_types_controls_never_express_take_the_level_of_elsewhere()
     X = [[2, 0], [4, 0], [0, 7], [9, 9]]
     screen = screen_with(X, ["control"] * 3 + ["g0"], ["t", "t", "u", "t"])
     elsewhere = np.array([1.0, 5.0])
-    mean, level, fraction, cells = screens.control_statistics(screen, "t", elsewhere)
+    mean, level, fraction, variance, cells = screens.control_statistics(screen, "t", elsewhere)
     assert (mean.tolist(), fraction.tolist()) == ([3, 0], [1, 0])
-    assert level.tolist() == [3, 5]
+    assert (level.tolist(), variance.tolist()) == ([3, 5], [1, 0])
     assert cells == 2
+
+
+def counted(seed=0):
+    """A screen of 5 groups, two of one cell, one held out, and of each training group its cells."""
+    rng = np.random.default_rng(seed)
+    sizes = {("control", "t"): 9, ("A", "t"): 6, ("B", "t"): 1, ("C", "t"): 5, ("control", "u"): 1}
+    X = rng.gamma(2.0, 1.0, (22, 4)) * (rng.random((22, 4)) < 0.6)
+    X[:, 3] = 0
+    labels = np.repeat(list(sizes), list(sizes.values()), axis=0)
+    order = rng.permutation(22)
+    screen = screen_with(X[order], *labels[order].T)
+    screen.held_out = {("C", "t")}
+    mask = {key: (labels[order] == key).all(1) for key in sizes}
+    return screen, [X[order][mask[key]] for key in screen.training_groups()]
+
+
+def test_training_statistics_count_the_cells_that_express_a_gene_and_their_mean_level():
+    """In every training group; a level that nothing shows is 0."""
+    screen, groups = counted()
+    cells, on, level, _ = screens.training_statistics(screen)
+    assert cells.tolist() == [[len(X)] for X in groups] and len(groups) == 4
+    assert np.allclose(on, [(X > 0).sum(0) for X in groups], atol=1e-5)
+    shown = [[x[x > 0].mean() if x.any() else 0 for x in X.T] for X in groups]
+    assert np.allclose(level, shown, atol=1e-5)
+
+
+def test_the_variance_within_training_groups_is_pooled_over_their_degrees_of_freedom():
+    """Of the cells that express a gene, around their own group's mean."""
+    screen, groups = counted()
+    *_, variance = screens.training_statistics(screen)
+    for i in range(3):
+        levels = [X[X[:, i] > 0, i] for X in groups]
+        squares = sum(((level - level.mean()) ** 2).sum() for level in levels if len(level))
+        degrees = sum(len(level) - 1 for level in levels if len(level))
+        assert variance[i] == pytest.approx(squares / degrees, rel=1e-4)
+    assert variance[3] == 0
 
 
 # ---- Shifts and covariances ----------------------------------------------------------------------
@@ -114,6 +150,33 @@ def test_some_columns_of_the_covariance_are_those_of_the_whole():
     assert np.allclose(part, S[:, [2, 0]])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_direction_is_that_of_the_perturbed_genes_own_transcripts(sign):
+    """What other genes and held-out conditions do does not count."""
+    base = np.array([3.0, 3, 9])
+    means = {
+        ("control", "t"): base,
+        ("A", "t"): base + np.array([2 * sign, -3 * sign, -5 * sign]),
+        ("B", "t"): base + np.array([-2 * sign, -sign, -5 * sign]),
+        ("C", "t"): base - np.array([0, 0, 8 * sign]),
+        ("X", "t"): base - 2 * sign,
+    }
+    screen = screen_of(means, genes=["A", "B", "C"])
+    screen.held_out = {("C", "t")}
+    assert screens.direction(screen) == sign
+
+
+def test_the_direction_counts_both_genes_of_a_pair():
+    """Together they fall, though the first rises; where nothing moved it is down too."""
+    base = np.array([4.0, 4])
+    means = {("control", "t"): base, ("A+B", "t"): base + [1, -2]}
+    assert screens.direction(screen_of(means, genes=["A", "B"])) == -1
+    means["A+B", "t"] = base + [2, -1]
+    assert screens.direction(screen_of(means, genes=["A", "B"])) == 1
+    del means["A+B", "t"]
+    assert screens.direction(screen_of(means, genes=["A", "B"])) == -1
+
+
 KNOCKED = {
     "A": np.array([-2.0, 0, 1, 0]),
     "A+B": np.array([-2.0, -4, 0, 3]),
@@ -122,7 +185,7 @@ KNOCKED = {
 SD = np.array([1.0, 2, 1, 3])
 
 
-def knock_downs():
+def knock_downs(*sign):
     """Of names A, B and D: C is no name, B@t is held out, D@u is a type with other means."""
     t = np.array([2.0, 4, 1, 3])
     u = np.array([1.0, 4, 1, 6])
@@ -137,13 +200,20 @@ def knock_downs():
     }
     screen = screen_of(means, genes=["A", "B", "C", "D"])
     screen.held_out = {("B", "t")}
-    return screens.knock_downs(screen, ["A", "B", "D"], SD)
+    return screens.knock_downs(screen, ["A", "B", "D"], SD, *sign)
 
 
 def test_a_target_that_is_knocked_down_falls_by_its_own_mean_in_units_of_sd():
     """A+B counts for both of its targets."""
     fall, _, _ = knock_downs()
     assert np.allclose(fall, [[-2, 0, 0], [-2, -2, 0], [0, 0, -2]])
+
+
+def test_a_target_that_is_activated_rises_by_as_much():
+    """The means that were measured stay what they are."""
+    rise, moved, _ = knock_downs(1.0)
+    assert np.allclose(rise, [[2, 0, 0], [2, 2, 0], [0, 0, 2]])
+    assert np.array_equal(moved, knock_downs()[1])
 
 
 def test_what_a_knock_down_moved_is_in_units_of_sd():

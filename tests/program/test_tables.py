@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import screens
+from examples import screen_with
 
 SMILES = {
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
@@ -101,6 +102,16 @@ def test_structures_in_uns_that_are_no_table_are_refused(tmp_path, table):
     screen.uns["drug_embedding"] = table
     with pytest.raises(screens.InputError, match="d.h5ad: a drug embedding needs one row"):
         screens.structures(screen, "")
+
+
+def test_structures_of_genes_are_those_of_each_gene_of_a_pair(tmp_path):
+    """Of one that nobody perturbed too, and not those of drugs in the file."""
+    (tmp_path / "genes.csv").write_text("gene,x,y\nA,1,0\nC,0,4\nD,2,2\n")
+    screen = screen_with(np.ones((3, 2)), ["control", "A+B", "B+C"], ["t"] * 3)
+    screen.uns["drug_embedding"] = {"A": [1.0]}
+    found = screens.structures(screen, str(tmp_path / "genes.csv"))
+    assert set(found) == {"A", "C", "D"} and found["C"].shape == (3,)
+    assert "structures of 2 of 3 genes, and of 1 others" in screen.found[-1]
 
 
 # ---- Structures as SMILES ------------------------------------------------------------------------
