@@ -1203,9 +1203,8 @@ class Anchored(Shifted):
         level, wanted = self.expected_end(condition)
         fraction = torch.sigmoid(wanted[0])
         offset = torch.zeros_like(fraction)
-        for _ in range(
-            4
-        ):  # Newton's method; an offset beyond 2 would follow the chance of few cells
+        # Newton's method. An offset beyond 2 would follow the chance of few cells.
+        for _ in range(4):
             p = torch.sigmoid(log_odds + offset)
             slope = (p * (1 - p)).mean(0) + 1e-3
             offset = (offset + (fraction - p.mean(0)) / slope).clamp(-2, 2)

@@ -166,7 +166,7 @@ def remedy(model):
     """What to do about a target of which nothing is known."""
     if model.kind == "drug":
         return "train with --drug-embedding"
-    return "train with --also GENE if it is measured, or in your --grn EDGES.csv"
+    return "train with --also GENE if it is measured, or in your --grn or --gene-embedding"
 
 
 def asked(screen, model, name, groups):

@@ -151,7 +151,7 @@ def fit_shifts(model, screen):
     """Count what the training conditions did, and fit the shifts to be expected."""
     cells, on, level, _ = screens.training_statistics(screen)
     if not model.settings.discrete:  # every cell counts as expressing every gene
-        on, level = np.broadcast_to(cells, on.shape), on * level / cells
+        on, level = np.broadcast_to(cells, on.shape).copy(), on * level / cells
     conditions = sample.conditions_of(model, list(screen.training_groups()))
     counted = [torch.as_tensor(a).to(model.level_scale) for a in (cells, on, level)]
     counted[2] = counted[2] / model.level_scale

@@ -52,8 +52,8 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "np.broadcast_to(cells, on.shape), on * level / cells",
-            "np.broadcast_to(cells, on.shape), level",
+            "np.broadcast_to(cells, on.shape).copy(), on * level / cells",
+            "np.broadcast_to(cells, on.shape).copy(), level",
             "one bridge alone is fitted to the levels of the expressing cells",
         ),
         (
