@@ -779,8 +779,9 @@ class ShiftEncoder(nn.Module):
         + weights @ kernels (2, N)     what the training conditions say beyond their own prior means
 
     The kernels say which training conditions a condition resembles: those of the same target (and
-    of a like dose), those in cell types like its own, those in its own type, and, where structures
-    are known, those of similar targets. That of several targets is the sum over them.
+    of a like dose), those in cell types like its own, those in its own type, all of them (what
+    perturbations share), and, where structures are known, those of similar targets. Those of
+    several targets are sums over them, but for what all share, which counts once.
     """
 
     def __init__(
