@@ -758,6 +758,30 @@ def believed(product, square):
     return (slope * (1 - variance / slope**2).clamp_min(0)).clamp(0, 1)
 
 
+def slope_that_held(height, moved, target):
+    """How `moved` (n,) changes with two heights (n, 2), as far as it held for other targets.
+
+    By least squares. Each target (n,) in turn is predicted by a fit to the others, and the slope is
+    believed as far as these predictions were right.
+    """
+    said = torch.zeros_like(moved)
+    for t in target.unique():
+        other = target != t
+        if other.any():
+            centre = height[other].mean(0)
+            slope = least_squares(height[other] - centre, moved[other] - moved[other].mean())
+            said = torch.where(other, said, (height - centre) @ slope)
+    rows = (target == target.unique()[:, None]).to(moved)  # (targets, n)
+    belief = believed(rows @ (said * (moved - moved.mean())), rows @ said**2)
+    return belief * least_squares(height - height.mean(0), moved - moved.mean())
+
+
+def least_squares(X, y):
+    """Coefficients (F,) of y (n,) on the columns of X (n, F), with a ridge of a hundredth of n."""
+    ridge = 0.01 * len(X) * torch.eye(X.shape[1]).to(X)
+    return torch.linalg.solve(X.T @ X + ridge, X.T @ y)
+
+
 class ShiftEncoded(NamedTuple):
     """The condition of each of B cells, as the shifts that all its cells share."""
 
@@ -797,7 +821,11 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("gain", torch.zeros(2, networks, 4))
         self.register_buffer("belief", torch.zeros(2))
         self.register_buffer("most", torch.zeros(()))  # the largest effect of a training target
+        # How own transcripts move: on average, with their height in the controls, and how far.
         self.register_buffer("own", torch.zeros(2))
+        self.register_buffer("own_height", torch.zeros(2))
+        self.register_buffer("own_slope", torch.zeros(2, 2))
+        self.register_buffer("own_range", torch.zeros(2, 2))
         self.register_buffer("middle", torch.zeros(6))  # log10 doses
         self.register_buffer("target", torch.full((conditions, at_once), -1))
         self.register_buffer("dose", torch.ones(conditions, at_once))
@@ -859,8 +887,11 @@ class ShiftEncoder(nn.Module):
         shift = self.networks_say(conditions, model)
         size = shift.square().mean(2).sum(1).sqrt()[:, None, None]
         shift = shift * self.belief[:, None] * (self.most / size.clamp_min(1e-12)).clamp_max(1)
+        height = model.start()[conditions.cell_type] - self.own_height[:, None]
+        own_shift = self.own[:, None] + torch.einsum("sh,chn->csn", self.own_slope, height)
+        least, largest = self.own_range[..., None].unbind(1)
         own = self.own_genes(conditions, model)[:, None]
-        return torch.where(own, self.own[:, None], shift)
+        return torch.where(own, own_shift.clamp(least, largest), shift)
 
     def networks_say(self, conditions, model):
         """The networks' effects, each multiplied by its gain, (C, 2, N); 0 on own transcripts."""
@@ -960,8 +991,7 @@ class ShiftEncoder(nn.Module):
             log_dose = torch.log10(self.dose[self.target >= 0].clamp_min(1e-12))
             least, largest = log_dose.min().item() - 0.5, log_dose.max().item()
             self.middle.copy_(torch.linspace(least, largest, 6))
-        start = torch.stack([model.control_log_odds, model.control_level / model.level_scale], 1)
-        start = start[self.cell_type].double()  # (Q, 2, N)
+        start = model.start()[self.cell_type].double()  # (Q, 2, N)
         cells, on, level = cells.double(), on.double(), level.double()
         usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
         near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
@@ -1003,6 +1033,15 @@ class ShiftEncoder(nn.Module):
             expressed = alone & (on > 0)
             mean_level = (level * expressed).sum() / expressed.sum().clamp_min(1)
             self.own.copy_(torch.stack([log_odds[alone].mean(), mean_level]))
+            height = model.start()[self.cell_type].double().movedim(1, 2)  # (Q, N, 2)
+            self.own_height.copy_(height[alone].mean(0))
+            gene = alone.nonzero()[:, 1]
+            for s, (y, known) in enumerate(zip((log_odds, level), (alone, expressed), strict=True)):
+                y, known = y[alone], known[alone]
+                if known.any():
+                    slope = slope_that_held(height[alone][known], y[known], gene[known])
+                    self.own_slope[s].copy_(slope)
+                    self.own_range[s].copy_(torch.stack([y[known].min(), y[known].max()]))
         in_network = self.effects.any(2).any(0)
         known = (present & in_network[conditions.target.clamp_min(0)]).sum(1)
         rows = present.any(1) & (known == present.sum(1))
@@ -1082,6 +1121,10 @@ class Shifted(Departures):
         proportion = (variance * on).sum() / (usual * on).sum().clamp_min(1e-12)
         variance = (variance * on + 10 * proportion * usual) / (on + 10)
         self.control_scale[k] = variance.sqrt().clamp_min(0.05)
+
+    def start(self):
+        """The log odds of being on and the level, in sd, of every type's controls: (K, 2, N)."""
+        return torch.stack([self.control_log_odds, self.control_level / self.level_scale], 1)
 
     def knock_down(self, target, cell_type):
         """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.

@@ -25,6 +25,7 @@ from departures import (
     log_evidence,
     mixed_covariance,
     model_class,
+    slope_that_held,
     working_response,
 )
 from screens import InputError
@@ -772,6 +773,38 @@ def test_an_own_transcript_moves_as_those_of_the_training_targets_did():
         assert np.allclose(expected(model, ((4,), A))[0, :, 4], own, atol=0.1)
         prior = model.encoder.prior_mean(conditions_of([((4,), A)]), model)
         assert np.allclose(prior[0, :, 4], own, atol=0.02)
+
+
+def test_a_slope_that_holds_for_every_target_is_found():
+    """12 targets of two types each, that move by a linear function of their height."""
+    rng = np.random.default_rng(0)
+    height = torch.as_tensor(rng.normal(size=(24, 2)))
+    target = torch.arange(24) // 2
+    moved = height @ torch.tensor([-0.5, 0.2]).double() - 1
+    moved = moved + 0.01 * torch.as_tensor(rng.normal(size=24))
+    slope = slope_that_held(height, moved, target)
+    assert np.allclose(slope, [-0.5, 0.2], atol=0.03)
+
+
+def test_a_slope_that_holds_for_no_other_target_is_not_believed():
+    """Targets move by chance, alike in both types; few conditions would fit well."""
+    slopes = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        height = torch.as_tensor(np.repeat(rng.normal(size=(5, 2)), 2, 0))
+        moved = torch.as_tensor(np.repeat(rng.normal(size=5), 2))
+        slopes.append(slope_that_held(height, moved, torch.arange(10) // 2).norm())
+    assert np.mean(np.array(slopes) < 0.05) >= 0.75
+
+
+def test_an_own_transcript_moves_no_farther_than_one_in_training_did():
+    """However high it stands in the controls."""
+    model, _ = knock_downs(network(), [0.1] * 4)
+    encoder = model.encoder
+    encoder.own_slope[:] = 100.0
+    prior = encoder.prior_mean(conditions_of([((4,), A)]), model)[0, :, 4]
+    assert torch.isclose(prior[:, None], encoder.own_range).any(1).all()
+    assert np.allclose(encoder.own_range, [[-5, -2], [-1, -1]], atol=0.02)
 
 
 def test_an_own_transcript_that_is_gone_says_nothing_of_its_level():

@@ -440,9 +440,27 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return torch.where(own, self.own[:, None], shift)",
+            "return torch.where(own, own_shift.clamp(least, largest), shift)",
             "return shift",
             "an unseen target's own transcript stays where it is",
+        ),
+        (
+            "departures.py",
+            "return torch.where(own, own_shift.clamp(least, largest), shift)",
+            "return torch.where(own, own_shift, shift)",
+            "an own transcript moves farther than any in training did",
+        ),
+        (
+            "departures.py",
+            "other = target != t",
+            "other = target == target",
+            "a target is predicted by a fit that saw it",
+        ),
+        (
+            "departures.py",
+            "return belief * least_squares(height - height.mean(0), moved - moved.mean())",
+            "return least_squares(height - height.mean(0), moved - moved.mean())",
+            "a slope is believed although it never held",
         ),
         (
             "departures.py",

@@ -657,7 +657,9 @@ def unmeasured(tmp_path_factory):
 def test_a_target_that_is_neither_measured_nor_seen_is_refused(unmeasured):
     """Before any training."""
     out, target = unmeasured
-    with pytest.raises(screens.InputError, match=f"cannot predict '{target}'.* --grn or --gene-embedding"):
+    with pytest.raises(
+        screens.InputError, match=f"cannot predict '{target}'.* --grn or --gene-embedding"
+    ):
         train_on(out / "s.h5ad", out, [target])
     assert not os.path.exists(out / "model.pt")
 
