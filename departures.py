@@ -698,9 +698,12 @@ def choose_amplitudes(Y, V, same_type, kernels, amplitudes, most=150, progress=i
     same_type, kernels = same_type[some][:, some], kernels[:, some][:, :, some]
     evidence = []
     for rows in progress(torch.arange(len(Y)).split(rows_at_once(len(some)))):
-        each = [mixed_covariance(V[rows], same_type, kernels, a.expand(len(rows), -1) ** 2)
-                for a in amplitudes]  # fmt: skip
-        evidence.append(torch.stack([log_evidence(C, Y[rows]) for C in each], 1))
+        of_rows = []
+        for a in amplitudes:
+            squared = a.square().expand(len(rows), -1)
+            C = mixed_covariance(V[rows], same_type, kernels, squared)
+            of_rows.append(log_evidence(C, Y[rows]))
+        evidence.append(torch.stack(of_rows, 1))
     evidence = torch.cat(evidence)  # (n, A)
     share = torch.full_like(evidence[0], 1 / len(amplitudes))
     for _ in range(100):
@@ -821,7 +824,7 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("seen", torch.zeros(n_targets, dtype=torch.bool))
         self.register_buffer("gain", torch.zeros(2, networks, 4))
         self.register_buffer("belief", torch.zeros(2))
-        self.register_buffer("most", torch.zeros(()))  # the largest effect of a training target
+        self.register_buffer("largest_effect", torch.zeros(()))  # of a training target
         # How own transcripts move: on average, with their height in the controls, and how far.
         self.register_buffer("own", torch.zeros(2))
         self.register_buffer("own_height", torch.zeros(2))
@@ -887,7 +890,8 @@ class ShiftEncoder(nn.Module):
         """What is expected of conditions before any of the like was seen: (C, 2, N)."""
         shift = self.networks_say(conditions, model)
         size = shift.square().mean(2).sum(1).sqrt()[:, None, None]
-        shift = shift * self.belief[:, None] * (self.most / size.clamp_min(1e-12)).clamp_max(1)
+        within = (self.largest_effect / size.clamp_min(1e-12)).clamp_max(1)
+        shift = shift * self.belief[:, None] * within
         height = model.start()[conditions.cell_type] - self.own_height[:, None]
         own_shift = self.own[:, None] + torch.einsum("sh,chn->csn", self.own_slope, height)
         least, largest = self.own_range[..., None].unbind(1)
@@ -937,8 +941,8 @@ class ShiftEncoder(nn.Module):
             )
         same_type = (conditions.cell_type[:, None] == self.cell_type).double()
         same_target = (both * (mine == fitted)).sum((2, 3)).double()
-        direction = F.normalize(self.structure[:, :-1], dim=1)
-        alike = (direction @ direction.T)[mine.clamp_min(0), fitted.clamp_min(0)]
+        unit = F.normalize(self.structure[:, :-1], dim=1)  # the last number is 1 for all
+        alike = (unit @ unit.T)[mine.clamp_min(0), fitted.clamp_min(0)]
         structure = (both * alike).sum((2, 3)).double()
         like = self.likeness(model)[conditions.cell_type][:, self.cell_type]
         shared = both.double().sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)
@@ -963,16 +967,19 @@ class ShiftEncoder(nn.Module):
         types = len(self.cell_type[treated].unique())
         targets = len(self.target[self.target >= 0].unique())
         none = [0.0]
-        same, in_type, like, structure = [0, 0.1, 0.2, 0.4, 0.8, 1.6], none, none, none
+        same = [0, 0.1, 0.2, 0.4, 0.8, 1.6]
+        like = [0, 0.4, 1.0] if types > 2 else none
+        in_type = [0, 0.1, 0.2, 0.4, 0.8] if types > 1 else none
         shared = [0.1, 0.3, 1.0]
-        if targets < 5:
-            same, shared = [1.0], none  # a variance of so few is not known: take them as they are
-        if types > 1:
-            in_type = [0, 0.1, 0.2, 0.4, 0.8]
-        if types > 2:
-            like = [0, 0.4, 1.0]
-        if self.structure.any():
-            same, in_type, like, shared = [0, 0.4], in_type[::3], none, [0.3]
+        structure = none
+        if targets < 5:  # a variance of so few is not known: take their effects as they are
+            same = [1.0]
+            shared = none
+        if self.structure.any():  # fewer of each, for there are more of them to combine
+            same = [0, 0.4]
+            like = none
+            in_type = [0, 0.4] if types > 1 else none
+            shared = [0.3]
             structure = [0, 0.3, 1.0]
         structure_in_type = structure if types > 1 else none
         grids = [same, like, in_type, shared, structure, structure_in_type]
@@ -996,56 +1003,71 @@ class ShiftEncoder(nn.Module):
         cells, on, level = cells.double(), on.double(), level.double()
         usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
         near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
+        self.fit_own_transcripts(near - start[:, 0], level - start[:, 1], on, model)
         self.fit_networks(near - start[:, 0], level - start[:, 1], cells, on, model)
         prior = self.prior_mean(conditions, model).double()
         same_type, kernels = self.relations(conditions, model)
+        expected = start + prior
         amplitudes = self.amplitudes().to(kernels)
         choose = partial(choose_amplitudes, progress=progress)
-        squared = None
-        for _ in range(2):  # of iteratively reweighted least squares
+        # Log odds, by two rounds of iteratively reweighted least squares.
+        log_odds, variance = working_response(on, cells, near)
+        y = (log_odds - expected[:, 0]).T
+        squared = choose(y, variance.T, same_type, kernels, amplitudes)
+        for _ in range(2):
             log_odds, variance = working_response(on, cells, near)
-            y = log_odds - start[:, 0] - prior[:, 0]
-            model_of_log_odds = y.T, variance.T, same_type, kernels
-            if squared is None:
-                squared = choose(*model_of_log_odds, amplitudes)
-            weights = krige(*model_of_log_odds, squared)
+            y = (log_odds - expected[:, 0]).T
+            weights = krige(y, variance.T, same_type, kernels, squared)
             moved = FLAT**2 * weights @ same_type
             moved = moved + torch.einsum("nj,nq,jqr->nr", squared, weights, kernels)
-            near = (start[:, 0] + prior[:, 0] + moved.T).clamp(-7, 7)
-        y = torch.where(on > 0, level - start[:, 1] - prior[:, 1], 0)
-        variance = torch.where(on > 0, 1 / on.clamp_min(1), 1e4)
-        model_of_levels = y.T, variance.T, same_type, kernels
-        squared_of_levels = choose(*model_of_levels, amplitudes)
-        weights_of_levels = krige(*model_of_levels, squared_of_levels)
+            near = (expected[:, 0] + moved.T).clamp(-7, 7)
+        # Levels. Where no cell expresses a gene nothing is known of its level.
+        y = torch.where(on > 0, level - expected[:, 1], 0).T
+        variance = torch.where(on > 0, 1 / on.clamp_min(1), 1e4).T
+        squared_of_levels = choose(y, variance, same_type, kernels, amplitudes)
+        weights_of_levels = krige(y, variance, same_type, kernels, squared_of_levels)
         self.weights.copy_(torch.cat([weights, weights_of_levels]).T)
         self.squared_amplitudes.copy_(torch.cat([squared, squared_of_levels]).T)
 
+    def fit_own_transcripts(self, log_odds, level, on, model):
+        """How far the transcripts of single targets moved: on average, and with their height.
+
+        log_odds, level (Q, N): the shifts that were measured; on (Q, N): in how many cells.
+        """
+        single = (self.target >= 0).sum(1) == 1
+        alone = single[:, None] & self.own_genes(self.training_conditions(), model)
+        if not alone.any():
+            return
+        expressed = alone & (on > 0)
+        mean_level = (level * expressed).sum() / expressed.sum().clamp_min(1)
+        self.own.copy_(torch.stack([log_odds[alone].mean(), mean_level]))
+        height = model.start()[self.cell_type].double().movedim(1, 2)  # (Q, N, 2)
+        self.own_height.copy_(height[alone].mean(0))
+        self.follow_height(0, log_odds, height, alone)
+        if expressed.any():
+            self.follow_height(1, level, height, expressed)
+
+    def follow_height(self, kind, moved, height, where):
+        """Own transcripts' slope on their height, and their range, from the entries `where` (Q, N).
+
+        kind: 0 for the log odds, 1 for the level; moved (Q, N), height (Q, N, 2).
+        """
+        gene = where.nonzero()[:, 1]
+        moved = moved[where]
+        self.own_slope[kind].copy_(slope_that_held(height[where], moved, gene))
+        self.own_range[kind].copy_(torch.stack([moved.min(), moved.max()]))
+
     def fit_networks(self, log_odds, level, cells, on, model):
-        """How far own transcripts moved, how far the networks were right, and how large they are.
+        """How far the networks were right of training targets, and how large their effects are.
 
         log_odds, level (Q, N): the shifts that were measured, in `cells` cells (Q, 1) of which `on`
         (Q, N) express each gene.
         """
         conditions = self.training_conditions()
         present = conditions.target >= 0
-        own = self.own_genes(conditions, model)
-        alone = (present.sum(1) == 1)[:, None] & own
-        if alone.any():
-            expressed = alone & (on > 0)
-            mean_level = (level * expressed).sum() / expressed.sum().clamp_min(1)
-            self.own.copy_(torch.stack([log_odds[alone].mean(), mean_level]))
-            height = model.start()[self.cell_type].double().movedim(1, 2)  # (Q, N, 2)
-            self.own_height.copy_(height[alone].mean(0))
-            gene = alone.nonzero()[:, 1]
-            for s, (y, known) in enumerate(zip((log_odds, level), (alone, expressed), strict=True)):
-                y, known = y[alone], known[alone]
-                if known.any():
-                    slope = slope_that_held(height[alone][known], y[known], gene[known])
-                    self.own_slope[s].copy_(slope)
-                    self.own_range[s].copy_(torch.stack([y[known].min(), y[known].max()]))
         in_network = self.effects.any(2).any(0)
-        known = (present & in_network[conditions.target.clamp_min(0)]).sum(1)
-        rows = present.any(1) & (known == present.sum(1))
+        known = ~present | in_network[conditions.target.clamp_min(0)]
+        rows = present.any(1) & known.all(1)
         if not (rows.any() and self.effects.any()):
             return
         same_type = self.cell_type[:, None] == self.cell_type
@@ -1054,20 +1076,21 @@ class ShiftEncoder(nn.Module):
         noise = [1 / (cells * p * (1 - p)), 1 / on.clamp_min(0.1)]
         _, which = torch.unique(conditions.target[rows], dim=0, return_inverse=True)
         X = self.columns(conditions.take(rows), model).flatten(0, 1).double()  # (4 G, C, N)
-        others = ~own[rows]
-        for s, (y, variance) in enumerate(zip((log_odds, level), noise, strict=True)):
+        others = ~self.own_genes(conditions, model)[rows]
+        level = torch.where(on > 0, level, 0)
+        for kind, y, variance in (0, log_odds, noise[0]), (1, level, noise[1]):
             weight = 1 / (variance + variance[control] + 0.05)[rows]
-            y = torch.where(on[rows] > 0, y[rows], 0) if s else y[rows]
+            y = y[rows]
             gain = fit_gains(X[:, others].T, y[others], weight[others])
-            self.gain[s].copy_(gain.unflatten(0, (-1, 4)))
+            self.gain[kind].copy_(gain.unflatten(0, (-1, 4)))
             said = torch.einsum("f,fcn->cn", gain, X) * others
             product = (weight * said * y).sum(1)
             square = (weight * said * said).sum(1)
             targets = torch.zeros(2, which.max() + 1).to(product)
             targets = targets.index_add(1, which, torch.stack([product, square]))
-            self.belief[s].copy_(believed(*targets))
+            self.belief[kind].copy_(believed(*targets))
         said = self.networks_say(conditions.take(rows), model)
-        self.most.copy_(said.square().mean(2).sum(1).sqrt().max())
+        self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().max())
 
 
 class Shifted(Departures):
@@ -1114,9 +1137,8 @@ class Shifted(Departures):
         self.control_level[k] = level
         # As if one more cell were like all cells of the screen: never exactly 0 or 1.
         on = fraction * cells
-        self.control_log_odds[k] = torch.logit((on + self.usual_fraction) / (cells + 1)).clamp(
-            -7, 7
-        )
+        fraction = (on + self.usual_fraction) / (cells + 1)
+        self.control_log_odds[k] = torch.logit(fraction).clamp(-7, 7)
         # As if ten more cells varied as the gene does elsewhere, in this type's proportion.
         usual = self.level_scale**2
         proportion = (variance * on).sum() / (usual * on).sum().clamp_min(1e-12)

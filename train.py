@@ -104,12 +104,13 @@ def build(screen, settings, device, also=()):
     for target, _ in targets_in(screen, screen.training_groups()):
         model.encoder.seen[model.targets.index(target)] = True
     if settings.shifts:
-        describe_screen(model, screen)
+        counted = screens.training_statistics(screen)
+        describe_screen(model, screen, counted[-1])
     model.to(device)
     if screen.kind == "gene":
         add_networks(model, screen, edges)
     if settings.shifts:
-        fit_shifts(model, screen)
+        fit_shifts(model, screen, *counted[:-1])
     return model
 
 
@@ -133,11 +134,13 @@ def check_also(also, screen, edges, structure):
             )
 
 
-def describe_screen(model, screen):
-    """Tell a model with --shifts what the training cells and the controls are like."""
+def describe_screen(model, screen, variance):
+    """Tell a model with --shifts what the training cells and the controls are like.
+
+    variance (N,): of the genes' levels within a condition.
+    """
     rows = np.concatenate(list(screen.training_groups().values()))
     _, level, fraction, _ = screens.population_statistics(screen.X, rows)
-    *_, variance = screens.training_statistics(screen)
     model.usual_fraction.copy_(torch.as_tensor((fraction * len(rows) + 0.5) / (len(rows) + 1)))
     model.level_scale.copy_(torch.as_tensor(np.sqrt(variance).clip(0.05)))
     if screen.kind == "gene":
@@ -147,16 +150,15 @@ def describe_screen(model, screen):
         model.describe_cell_type(cell_type, *described)
 
 
-def fit_shifts(model, screen):
-    """Count what the training conditions did, and fit the shifts to be expected."""
-    cells, on, level, _ = screens.training_statistics(screen)
+def fit_shifts(model, screen, cells, on, level):
+    """Fit the shifts to be expected to what was counted (`screens.training_statistics`)."""
     if not model.settings.discrete:  # every cell counts as expressing every gene
         on, level = np.broadcast_to(cells, on.shape).copy(), on * level / cells
     conditions = sample.conditions_of(model, list(screen.training_groups()))
-    counted = [torch.as_tensor(a).to(model.level_scale) for a in (cells, on, level)]
-    counted[2] = counted[2] / model.level_scale
+    cells, on, level = (torch.as_tensor(a).to(model.level_scale) for a in (cells, on, level))
+    populations = Populations(conditions, cells, on, level / model.level_scale)
     progress = partial(tqdm, desc="expected shifts", leave=False)
-    model.encoder.fit(Populations(conditions, *counted), model, progress)
+    model.encoder.fit(populations, model, progress)
 
 
 def add_networks(model, screen, edges):
@@ -216,9 +218,10 @@ def fitted_effects(model, screen, within, cells, sd):
     evidence = [torch.as_tensor(a).to(effects) for a in evidence]
     seen = torch.nonzero(model.encoder.seen[measured].cpu()).squeeze(1)
     order = torch.randperm(len(seen), generator=Noise(model.settings.seed).generator)
-    hidden = [seen[order[i::5]] for i in range(5)]
-    hidden = [torch.zeros(0, dtype=torch.long), *[fold for fold in hidden if len(fold)]]
-    for fold in tqdm(hidden, desc="gene network", leave=False):
+    nobody = seen[:0]
+    folds = [seen[order[i::5]] for i in range(5)]
+    folds = [nobody, *[fold for fold in folds if len(fold)]]
+    for fold in tqdm(folds, desc="gene network", leave=False):
         rows = ~(evidence[0][:, fold] != 0).any(1)
         fitted = structural_effects(
             correlation, cells, genes, *[a[rows] for a in evidence], seed=model.settings.seed

@@ -98,9 +98,7 @@ def fingerprints(smiles, found, path=""):
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
     except ImportError as error:
         if path:
-            raise InputError(
-                f"--drug-embedding {path}: SMILES need RDKit: pip install rdkit"
-            ) from error
+            raise InputError(f"{path}: SMILES need RDKit: pip install rdkit") from error
         found.append(
             "warning: SMILES are not read without RDKit (pip install rdkit): "
             "drugs are known by name only"

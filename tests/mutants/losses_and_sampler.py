@@ -336,14 +336,14 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "torch.logit((on + self.usual_fraction) / (cells + 1)).clamp(",
-            "torch.logit(fraction).clamp(",
+            "fraction = (on + self.usual_fraction) / (cells + 1)",
+            "fraction = on / cells",
             "a gene that no control expresses is as rare as can be",
         ),
         (
             "departures.py",
-            "            -7, 7\n        )\n        # As if ten",
-            "            -70, 70\n        )\n        # As if ten",
+            "torch.logit(fraction).clamp(-7, 7)",
+            "torch.logit(fraction).clamp(-70, 70)",
             "a gene that no one of many controls expresses has log odds without bound",
         ),
         (

@@ -256,8 +256,8 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "hidden = [torch.zeros(0, dtype=torch.long), *[",
-            "hidden = [seen[:1], *[",
+            "nobody = seen[:0]",
+            "nobody = seen[:1]",
             "an unseen target's effects are from no fit of all the evidence",
         ),
     ],
@@ -428,8 +428,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "self.gain[s].copy_(gain.unflatten(0, (-1, 4)))",
-            "self.gain[s].copy_(gain.unflatten(0, (4, -1)).T)",
+            "self.gain[kind].copy_(gain.unflatten(0, (-1, 4)))",
+            "self.gain[kind].copy_(gain.unflatten(0, (4, -1)).T)",
             "gains of two networks are mixed up in the fit",
         ),
         (
@@ -482,32 +482,32 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "others = ~own[rows]",
-            "others = torch.ones_like(own[rows])",
+            "others = ~self.own_genes(conditions, model)[rows]",
+            "others = torch.ones_like(self.own_genes(conditions, model)[rows])",
             "own transcripts, which the network does not speak of, make the gains",
         ),
         (
             "departures.py",
-            "(self.most / size.clamp_min(1e-12)).clamp_max(1)",
-            "(self.most / size.clamp_min(1e-12))",
+            "(self.largest_effect / size.clamp_min(1e-12)).clamp_max(1)",
+            "(self.largest_effect / size.clamp_min(1e-12))",
             "every unseen gene does as much as the largest training target",
         ),
         (
             "departures.py",
-            "self.belief[:, None] * (self.most / size.clamp_min(1e-12)).clamp_max(1)",
-            "self.belief[:, None]",
+            "shift = shift * self.belief[:, None] * within",
+            "shift = shift * self.belief[:, None]",
             "an unseen gene may do more than any training target did",
         ),
         (
             "departures.py",
-            "shift = shift * self.belief[:, None] * (",
-            "shift = shift * (",
+            "shift * self.belief[:, None] * within",
+            "shift * within",
             "a network that was wrong is believed",
         ),
         (
             "departures.py",
-            "self.most.copy_(said.square().mean(2).sum(1).sqrt().max())",
-            "self.most.copy_(said.square().mean(2).sum(1).sqrt().min())",
+            "self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().max())",
+            "self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().min())",
             "no unseen gene does more than the training target that did least",
         ),
         (
@@ -548,8 +548,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "a.expand(len(rows), -1) ** 2)",
-            "a.expand(len(rows), -1))",
+            "squared = a.square().expand(len(rows), -1)",
+            "squared = a.expand(len(rows), -1)",
             "amplitudes that are not squared",
         ),
         (
@@ -674,14 +674,14 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "direction = F.normalize(self.structure[:, :-1], dim=1)",
-            "direction = F.normalize(self.structure, dim=1)",
+            "unit = F.normalize(self.structure[:, :-1], dim=1)",
+            "unit = F.normalize(self.structure, dim=1)",
             "the 1 behind every structure makes all of them alike",
         ),
         (
             "departures.py",
-            "direction = F.normalize(self.structure[:, :-1], dim=1)",
-            "direction = self.structure[:, :-1]",
+            "unit = F.normalize(self.structure[:, :-1], dim=1)",
+            "unit = self.structure[:, :-1]",
             "long structures resemble all others most",
         ),
         (
@@ -740,8 +740,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "near = (start[:, 0] + prior[:, 0] + moved.T).clamp(-7, 7)",
-            "near = (start[:, 0] + prior[:, 0] - moved.T).clamp(-7, 7)",
+            "near = (expected[:, 0] + moved.T).clamp(-7, 7)",
+            "near = (expected[:, 0] - moved.T).clamp(-7, 7)",
             "the second step starts on the other side",
         ),
         (
@@ -776,8 +776,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "torch.logit((on + self.usual_fraction) / (cells + 1))",
-            "torch.logit((on + 0.5) / (cells + 1))",
+            "fraction = (on + self.usual_fraction) / (cells + 1)",
+            "fraction = (on + 0.5) / (cells + 1)",
             "a gene that few controls could show counts as half on",
         ),
     ],

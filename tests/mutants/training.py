@@ -46,8 +46,8 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "counted[2] = counted[2] / model.level_scale",
-            "pass",
+            "on, level / model.level_scale)",
+            "on, level)",
             "the expected shifts are fitted to levels in other units",
         ),
         (
@@ -70,8 +70,8 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "hidden = [seen[order[i::5]] for i in range(5)]",
-            "hidden = [seen[:0] for i in range(5)]",
+            "folds = [seen[order[i::5]] for i in range(5)]",
+            "folds = [seen[:0] for i in range(5)]",
             "the network is believed by targets that it saw perturbed",
         ),
         (
