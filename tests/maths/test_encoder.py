@@ -776,12 +776,12 @@ def test_an_own_transcript_moves_as_those_of_the_training_targets_did():
 
 
 def test_a_slope_that_holds_for_every_target_is_found():
-    """12 targets of two types each, that move by a linear function of their height."""
+    """24 targets of two types each, that move by a linear function of their height."""
     rng = np.random.default_rng(0)
-    height = torch.as_tensor(rng.normal(size=(24, 2)))
-    target = torch.arange(24) // 2
+    height = torch.as_tensor(rng.normal(size=(48, 2)))
+    target = torch.arange(48) // 2
     moved = height @ torch.tensor([-0.5, 0.2]).double() - 1
-    moved = moved + 0.01 * torch.as_tensor(rng.normal(size=24))
+    moved = moved + 0.01 * torch.as_tensor(rng.normal(size=48))
     slope = slope_that_held(height, moved, target)
     assert np.allclose(slope, [-0.5, 0.2], atol=0.03)
 
@@ -791,10 +791,18 @@ def test_a_slope_that_holds_for_no_other_target_is_not_believed():
     slopes = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        height = torch.as_tensor(np.repeat(rng.normal(size=(5, 2)), 2, 0))
-        moved = torch.as_tensor(np.repeat(rng.normal(size=5), 2))
-        slopes.append(slope_that_held(height, moved, torch.arange(10) // 2).norm())
+        height = torch.as_tensor(np.repeat(rng.normal(size=(20, 2)), 2, 0))
+        moved = torch.as_tensor(np.repeat(rng.normal(size=20), 2))
+        slopes.append(slope_that_held(height, moved, torch.arange(40) // 2).norm())
     assert np.mean(np.array(slopes) < 0.05) >= 0.75
+
+
+def test_of_fewer_than_twenty_targets_no_slope_is_believed():
+    """However well it holds."""
+    height = torch.as_tensor(np.random.default_rng(0).normal(size=(20, 2)))
+    moved = height @ torch.tensor([-0.5, 0.2]).double()
+    assert slope_that_held(height, moved, torch.arange(20)).norm() > 0.4
+    assert slope_that_held(height[1:], moved[1:], torch.arange(19)).norm() == 0
 
 
 def test_an_own_transcript_moves_no_farther_than_one_in_training_did():

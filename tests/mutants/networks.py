@@ -452,6 +452,12 @@ MUTANTS = {
         ),
         (
             "departures.py",
+            "if len(target.unique()) < 20:",
+            "if len(target.unique()) < 2:",
+            "two slopes are believed of ten targets",
+        ),
+        (
+            "departures.py",
             "other = target != t",
             "other = target == target",
             "a target is predicted by a fit that saw it",
