@@ -54,11 +54,6 @@ class Noise:
         """Uniform numbers on [0, 1) in the shape, type and place of the tensor `like`."""
         return torch.empty_like(like).uniform_(generator=self.generator)
 
-    def spread(self, like):
-        """Uniform numbers for `like` (B, 1), one in each B-th part of [0, 1)."""
-        part = torch.arange(len(like), device=like.device)[:, None]
-        return (part + self.uniform(like)) / len(like)
-
 
 # ==== PART I: THE PAPER ===========================================================================
 
@@ -429,13 +424,9 @@ class Departures(nn.Module):
         condition = self.encode(conditions, which, noise)
         return self.bridge_losses(x0, xT, d0, dT, condition, noise)
 
-    def times(self, x0, noise):
-        """A time of the bridges for each pair, uniform: (B, 1)."""
-        return noise.uniform(x0[:, :1])
-
     def bridge_losses(self, x0, xT, d0, dT, condition, noise):
         """Show both networks a random time of both bridges and score what they say of the end."""
-        t = self.times(x0, noise)
+        t = noise.uniform(x0[:, :1])
         xt = bridge_sample(x0, xT, t, self.settings.sigma, noise)
         dt = mixture_sample(d0, dT, t, noise)
         endpoint, log_odds = self.predict(t, xt, dt, condition)
@@ -524,9 +515,6 @@ class ImprovedSettings(Settings):
     if_expressed: bool = setting(
         True, "bridge the level if expressed: fill silent genes with draws"
     )
-    spread_times: bool = setting(True, "spread a batch's training times evenly over [0, T]")
-    null_pairs: bool = setting(True, "train on pairs of controls too, under no perturbation")
-    cosine_decay: bool = setting(True, "let the learning rate fall to 0 along a half cosine")
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -536,9 +524,6 @@ class ImprovedSettings(Settings):
         self.skip_gate = False
         self.anchor = False
         self.if_expressed = False
-        self.spread_times = False
-        self.null_pairs = False
-        self.cosine_decay = False
         return self
 
 
@@ -1329,43 +1314,6 @@ class IfExpressed(Shifted):
         return torch.cat([moved * d, d], 1)
 
 
-# ---- Spread times (--spread-times) ---------------------------------------------------------------
-#
-# Replaces `times`. Uniform times one in each B-th part of [0, T]: the same expectation of the loss,
-# and a quieter gradient. Gains 0.00 / 0.00 and 0.00 / 0.00.
-
-
-class SpreadTimes(Departures):
-    """Training times that are spread evenly over a batch."""
-
-    def times(self, x0, noise):
-        """A time of the bridges for each pair, (B, 1)."""
-        return noise.spread(x0[:, :1])
-
-
-# ---- Null pairs (--null-pairs) -------------------------------------------------------------------
-#
-# Adds to the pairs of an epoch. Controls are paired with controls under "no perturbation": more
-# cells that show how a cell's state carries over. Gains 0.00 / -0.01 and 0.01 / 0.01.
-
-
-def null_pair_halves(controls):
-    """Split shuffled control cells (n,) into starts and ends, so that no cell is on both sides."""
-    half = len(controls) // 2
-    return controls[:half], controls[half:]
-
-
-# ---- Cosine decay (--cosine-decay) ---------------------------------------------------------------
-#
-# Replaces the constant learning rate. Large steps learn most of it soon, small ones at the end
-# settle the rest. Gains 0.00 / -0.01 and -0.01 / 0.00.
-
-
-def cosine_decay(done):
-    """The share of the learning rate that is left when a share `done` of training is over."""
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
 # ---- One bridge alone (--no-discrete), the paper's own ablation (Fig. 6) -------------------------
 
 
@@ -1395,8 +1343,6 @@ def model_class(settings):
     parts = []
     if not settings.discrete:
         parts.append(OneBridge)
-    if settings.spread_times:
-        parts.append(SpreadTimes)
     if settings.anchor:
         parts.append(Anchored)
     if settings.if_expressed:

@@ -43,9 +43,7 @@ from departures import (
     Populations,
     Settings,
     coexpression_network,
-    cosine_decay,
     model_class,
-    null_pair_halves,
     pair,
     propagate,
     structural_effects,
@@ -267,19 +265,14 @@ class Pairs(NamedTuple):
 
 
 def deal_plans(screen, groups, settings, generator):
-    """Deal the cells of every group to plans: each perturbed cell once, as many controls.
-
-    The controls' own group is halved, and one half paired with the other (null pairs).
-    """
+    """Deal the cells of every group to plans: each perturbed cell once, as many controls."""
     plans = []
     for number, (perturbation, cell_type) in enumerate(groups):
+        if perturbation == CONTROL:
+            continue
         rows = screen.groups[perturbation, cell_type]
         ends = rows[torch.randperm(len(rows), generator=generator).numpy()]
         pool = screen.controls(cell_type)
-        if perturbation == CONTROL:
-            if not settings.null_pairs or len(rows) < 2:
-                continue
-            pool, ends = null_pair_halves(ends)
         for batch in np.array_split(ends, math.ceil(len(ends) / settings.plan_cells)):
             order = torch.randperm(max(len(pool), len(batch)), generator=generator).numpy()
             plans.append(Plan(pool[order[: len(batch)] % len(pool)], batch, number))
@@ -332,13 +325,7 @@ def plan_information(plan):
 
 def count_steps(screen, groups, settings):
     """How many batches an epoch has."""
-    pairs = 0
-    for perturbation, cell_type in groups:
-        cells = len(screen.groups[perturbation, cell_type])
-        if perturbation != CONTROL:
-            pairs += cells
-        elif settings.null_pairs and cells > 1:
-            pairs += cells - cells // 2
+    pairs = sum(len(screen.groups[group]) for group in groups if group[0] != CONTROL)
     return math.ceil(pairs / settings.batch)
 
 
@@ -363,7 +350,7 @@ def train(model, screen, settings, out, state, device, save):
     with progress:
         for epoch in range(state["epoch"], epochs):
             started = time.time()
-            losses, pairs = train_epoch(data, optimiser, epoch, epochs, progress)
+            losses, pairs = train_epoch(data, optimiser, epoch, progress)
             if not torch.isfinite(losses).all():
                 raise InputError(
                     f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller "
@@ -417,7 +404,7 @@ class TrainingData:
         return torch.stack(self.model.loss(x0, xT, d0, dT, conditions, which, noise))
 
 
-def train_epoch(data, optimiser, epoch, epochs, progress):
+def train_epoch(data, optimiser, epoch, progress):
     """One pass over the training cells: the mean losses (2,), and the pairs that were drawn."""
     settings = data.model.settings
     seed = 1_000_003 * settings.seed + epoch
@@ -428,10 +415,7 @@ def train_epoch(data, optimiser, epoch, epochs, progress):
     batches = np.array_split(order, math.ceil(len(order) / settings.batch))
     losses = torch.zeros(2, device=data.device)
     data.model.train()
-    for i, batch in enumerate(batches):
-        if settings.cosine_decay:
-            left = cosine_decay((epoch + i / len(batches)) / epochs)
-            optimiser.param_groups[0]["lr"] = settings.learning_rate * left
+    for batch in batches:
         mine = batch[RANK::PROCESSES]
         own = SharedNoise(noise, len(batch))
         of_batch = data.losses(pairs, batch, mine, own) * (len(mine) / len(batch))
@@ -528,10 +512,6 @@ class SharedNoise:
     def uniform(self, like):
         """Uniform numbers for this process's cells, in the shape of `like` (B, ...)."""
         return self.noise.uniform(self.whole(like))[RANK::PROCESSES]
-
-    def spread(self, like):
-        """Uniform numbers for this process's cells, (B, 1), spread over the whole batch."""
-        return self.noise.spread(self.whole(like))[RANK::PROCESSES]
 
     def whole(self, like):
         """An empty tensor for the cells of all processes."""

@@ -33,9 +33,6 @@ ABLATIONS = {
     "without skip gate": "--no-skip-gate",
     "without if-expressed": "--no-if-expressed",
     "without anchor": "--no-anchor",
-    "without spread times": "--no-spread-times",
-    "without null pairs": "--no-null-pairs",
-    "without decay": "--no-cosine-decay",
     "co-expression network": "--grn coexpression",
     # the pairing's settings
     "exact pairing": "--pairing exact",

@@ -11,7 +11,6 @@ from scipy import stats
 
 from departures import (
     Conditions,
-    Departures,
     ImprovedSettings,
     Noise,
     Populations,
@@ -88,11 +87,23 @@ class Pairs:
         self.x0 = self.d0 * (1 + noise.uniform(like))
         self.xT = self.dT * (1 + noise.uniform(like))
 
-    def losses(self, model, conditions=TWO_CONDITIONS, which=None, seed=0):
-        """The losses of a model."""
+    def losses(self, model, conditions=TWO_CONDITIONS, which=None, noise=None):
+        """The losses of a model, with the noise of seed 0 if no other is given."""
         which = first_of_all(self.x0) if which is None else which
         ends = self.x0, self.xT, self.d0, self.dT
-        return model.loss(*ends, conditions, which, Noise(seed))
+        return model.loss(*ends, conditions, which, noise or Noise(0))
+
+
+class AtTime(Noise):
+    """Noise that draws one time for every pair."""
+
+    def __init__(self, time):
+        super().__init__(0)
+        self.time = time
+
+    def uniform(self, like):
+        """The time, where a number for each pair is asked for."""
+        return torch.full_like(like, self.time) if like.shape[1] == 1 else super().uniform(like)
 
 
 # ---- The level: Eq. 9 and 10 ---------------------------------------------------------------------
@@ -235,8 +246,7 @@ def test_both_bridges_start_at_the_control_and_end_at_the_perturbed_cell():
     pairs = Pairs()
     for time, x, d in ((0.0, pairs.x0, pairs.d0), (1.0, pairs.xT, pairs.dT)):
         model = Oracle(Settings(), GENES, 0.0, 0.0)
-        model.times = lambda x0, noise, time=time: torch.full((len(x0), 1), time)
-        pairs.losses(model)
+        pairs.losses(model, noise=AtTime(time))
         assert torch.equal(model.asked[0][1], x)
         assert torch.equal(model.asked[0][2], d)
 
@@ -291,44 +301,6 @@ def test_the_order_of_the_conditions_does_not_matter_and_whose_they_are_does(own
     before = torch.stack(pairs.losses(model, which=which))
     assert torch.allclose(torch.stack(pairs.losses(model, turned, 1 - which)), before)
     assert (torch.stack(pairs.losses(model, turned, which)) - before).abs().min() > 1e-3
-
-
-# ---- Spread times (additions) --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def spread():
-    """The times of 200 batches of 16 pairs, sorted as they come: (200, 16)."""
-    model = model_of(small(shifts=False, skip_gate=False, anchor=False, if_expressed=False))
-    x0 = torch.zeros(16, GENES)
-    return torch.cat([model.times(x0, Noise(seed)).T for seed in range(200)])
-
-
-def test_spread_times_fall_one_in_each_part(spread):
-    """The i-th of 16 pairs has its time in the i-th sixteenth of [0, 1)."""
-    assert torch.equal((16 * spread).long(), torch.arange(16).expand(200, -1))
-
-
-def test_spread_times_are_uniform_within_their_part_and_independent(spread):
-    """Mean, variance and covariance of neighbours; so the loss has the same expectation."""
-    place = 16 * spread - torch.arange(16)
-    assert mean_is(place, 1 / 2)
-    assert mean_is((place - 0.5) ** 2, 1 / 12)
-    assert mean_is((place[:, 1:] - 0.5) * (place[:, :-1] - 0.5), 0)
-
-
-def test_the_mean_over_a_batch_is_quieter_with_spread_times(spread):
-    """Its variance, of t itself, is 1 / 12 B^3 instead of 1 / 12 B: 256 times less."""
-    independent = Noise(0).uniform(spread)
-    factor = independent.mean(1).var() / spread.mean(1).var()
-    error = 256 * (4 / 200) ** 0.5  # of the ratio of two variances of 200 normal numbers
-    assert abs(factor.item() - 256) < 5 * error
-
-
-def test_without_the_switch_times_are_not_spread():
-    """--no-spread-times is the paper's: times of Departures."""
-    own = small(spread_times=False)
-    assert model_class(own).times is Departures.times
 
 
 # ---- One bridge alone (the paper's Fig. 6) -------------------------------------------------------

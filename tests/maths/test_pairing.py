@@ -414,14 +414,6 @@ def test_every_pair_has_the_number_of_its_group(screen):
     assert [groups[number] for number in pairs.group] == list(labels)
 
 
-def test_null_pairs_pair_one_half_of_the_controls_with_the_other(screen):
-    """No control is on both sides, and each type's are halved."""
-    pairs = pairs_of(screen)
-    null = screen.perturbation[pairs.end] == CONTROL
-    assert not set(pairs.start[null]) & set(pairs.end[null])
-    assert null.sum() == 2 * 21  # of 41 a type
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_optimal_pairs_are_nearer_than_random_ones(screen, seed):
     """The drawn partners are used, and in the order of the cells that they belong to."""
@@ -432,8 +424,8 @@ def test_optimal_pairs_are_nearer_than_random_ones(screen, seed):
 
 def test_every_plan_draws_with_noise_of_its_own(screen):
     """Two plans of 41 random pairs do not make the same choices."""
-    plans = plans_of(screen, plan_cells=41, null_pairs=False)
-    pairs = pairs_of(screen, plan_cells=41, null_pairs=False, pairing="random")
+    plans = plans_of(screen, plan_cells=41)
+    pairs = pairs_of(screen, plan_cells=41, pairing="random")
     places = []
     for plan, start in zip(plans, np.split(pairs.start, 3), strict=True):
         places.append([np.flatnonzero(plan.starts == cell).item() for cell in start])
@@ -441,10 +433,10 @@ def test_every_plan_draws_with_noise_of_its_own(screen):
 
 
 def test_it_is_said_of_every_plan_how_one_to_one_it_is(screen):
-    """A number for each of the 3 x 3 plans of perturbed cells and the 2 x 2 of null pairs."""
+    """A number for each of the 3 x 3 plans of perturbed cells."""
     exact = pairs_of(screen).information
     random = pairs_of(screen, pairing="random").information
-    assert len(exact) == len(random) == 13
+    assert len(exact) == len(random) == 9
     assert np.allclose(exact, 1)
     assert np.allclose(random, 0, atol=1e-5)
 
@@ -453,6 +445,6 @@ def test_it_is_said_of_every_plan_how_far_off_its_marginals_are(screen):
     """Where epsilon is tiny, Sinkhorn does not converge; the exact plans are never off."""
     exact = pairs_of(screen).marginal_error
     entropic = pairs_of(screen, pairing="entropic", epsilon="0.0001").marginal_error
-    assert len(exact) == len(entropic) == 13
+    assert len(exact) == len(entropic) == 9
     assert exact.max() < 1e-5
     assert entropic.max() > 0.01

@@ -12,7 +12,7 @@ COMMAND_LINE = [
     ),
     (
         "departures.py",
-        "        self.null_pairs = False\n",
+        "        self.if_expressed = False\n",
         "",
         "--paper keeps an addition",
     ),
@@ -564,12 +564,6 @@ PROCESSES = [
         "return self.noise.uniform(self.whole(like))[RANK::PROCESSES]",
         "return self.noise.uniform(like)",
         "the numbers depend on how many processes there are",
-    ),
-    (
-        "train.py",
-        "return self.noise.spread(self.whole(like))[RANK::PROCESSES]",
-        "return self.noise.spread(self.whole(like))[: len(like)]",
-        "the first half of the processes takes the earliest times",
     ),
     (
         "train.py",

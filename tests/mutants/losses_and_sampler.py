@@ -71,7 +71,7 @@ MUTANTS = {
         (
             "departures.py",
             "dt = mixture_sample(d0, dT, t, noise)",
-            "dt = mixture_sample(d0, dT, self.times(x0, noise), noise)",
+            "dt = mixture_sample(d0, dT, noise.uniform(t), noise)",
             "the two bridges are shown at different times",
         ),
         (
@@ -148,45 +148,15 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return noise.uniform(x0[:, :1])",
-            "return noise.uniform(x0[:1, :1]).expand(len(x0), 1)",
+            "t = noise.uniform(x0[:, :1])",
+            "t = noise.uniform(x0[:1, :1]).expand(len(x0), 1)",
             "one time for a whole batch",
         ),
         (
             "departures.py",
-            "return noise.uniform(x0[:, :1])",
-            "return noise.uniform(x0[:, :1]) ** 2",
+            "t = noise.uniform(x0[:, :1])",
+            "t = noise.uniform(x0[:, :1]) ** 2",
             "early times are shown more often",
-        ),
-        (
-            "departures.py",
-            "return noise.spread(x0[:, :1])",
-            "return noise.uniform(x0[:, :1])",
-            "--spread-times does nothing",
-        ),
-        (
-            "departures.py",
-            "return (part + self.uniform(like)) / len(like)",
-            "return (part + 0.5) / len(like)",
-            "the same times in every batch",
-        ),
-        (
-            "departures.py",
-            "return (part + self.uniform(like)) / len(like)",
-            "return (part + self.uniform(like[:1])) / len(like)",
-            "one offset for all parts: the times of a batch depend on each other",
-        ),
-        (
-            "departures.py",
-            "return (part + self.uniform(like)) / len(like)",
-            "return (part + self.uniform(like)) / (len(like) + 1)",
-            "the last times are never shown",
-        ),
-        (
-            "departures.py",
-            "    if settings.spread_times:",
-            "    if True:",
-            "--no-spread-times does nothing",
         ),
         (
             "departures.py",
@@ -482,9 +452,9 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "        return noise.uniform(x0[:, :1])\n",
-            "        if self.settings.spread_times:\n            return noise.spread(x0[:, :1])\n"
-            "        return noise.uniform(x0[:, :1])\n",
+            "        t = noise.uniform(x0[:, :1])\n",
+            "        t = noise.uniform(x0[:, :1])\n"
+            "        if self.settings.shifts:\n            t = t / 2\n",
             "Part I asks a switch",
         ),
         (
@@ -547,24 +517,6 @@ MUTANTS = {
             "        self.if_expressed = False\n",
             "",
             "--paper keeps the if-expressed levels",
-        ),
-        (
-            "departures.py",
-            "        self.spread_times = False\n",
-            "",
-            "--paper keeps the spread times",
-        ),
-        (
-            "departures.py",
-            "        self.null_pairs = False\n",
-            "",
-            "--paper keeps the null pairs",
-        ),
-        (
-            "departures.py",
-            "        self.cosine_decay = False\n",
-            "",
-            "--paper keeps the falling learning rate",
         ),
         (
             "departures.py",

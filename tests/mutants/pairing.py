@@ -195,12 +195,6 @@ MUTANTS = {
             "--plan-cells does nothing",
         ),
         (
-            "departures.py",
-            "return controls[:half], controls[half:]",
-            "return controls[half:], controls[half:]",
-            "null pairs of a cell with itself",
-        ),
-        (
             "train.py",
             "of_columns = (plan.sum(0) * m - 1)",
             "of_columns = (plan.sum(1) * n - 1)",

@@ -166,24 +166,6 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "pool, ends = null_pair_halves(ends)",
-            "_, ends = null_pair_halves(ends)",
-            "null pairs of a cell with itself",
-        ),
-        (
-            "departures.py",
-            "return controls[:half], controls[half:]",
-            "return controls, controls[half:]",
-            "a control on both sides of null pairs",
-        ),
-        (
-            "train.py",
-            "if not settings.null_pairs or len(rows) < 2:",
-            "if len(rows) < 2:",
-            "--no-null-pairs does nothing",
-        ),
-        (
-            "train.py",
             "math.ceil(len(ends) / settings.plan_cells)",
             "math.floor(len(ends) / settings.plan_cells) or 1",
             "plans larger than --plan-cells",
@@ -298,24 +280,6 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "cosine_decay((epoch + i / len(batches)) / epochs)",
-            "cosine_decay(i / len(batches))",
-            "the learning rate falls to 0 in every epoch",
-        ),
-        (
-            "departures.py",
-            "return 0.5 * (1 + math.cos(math.pi * done))",
-            "return math.cos(math.pi * done)",
-            "a learning rate below 0",
-        ),
-        (
-            "train.py",
-            "        if settings.cosine_decay:",
-            "        if True:",
-            "--no-cosine-decay does nothing",
-        ),
-        (
-            "train.py",
             "losses += of_batch.detach() / len(batches)",
             "losses += of_batch.detach()",
             "the log holds sums over batches",
@@ -325,12 +289,6 @@ MUTANTS = {
             "math.ceil(len(order) / settings.batch)",
             "math.floor(len(order) / settings.batch)",
             "batches larger than --batch",
-        ),
-        (
-            "train.py",
-            "pairs += cells - cells // 2",
-            "pairs += cells",
-            "a run believes in twice as many null pairs",
         ),
         (
             "train.py",
@@ -379,12 +337,6 @@ MUTANTS = {
             "return self.noise.normal(self.whole(like))[RANK::PROCESSES]",
             "return self.noise.normal(like)",
             "every process draws the first one's numbers",
-        ),
-        (
-            "train.py",
-            "return self.noise.spread(self.whole(like))[RANK::PROCESSES]",
-            "return self.noise.spread(self.whole(like))[: len(like)]",
-            "every process takes the earliest times",
         ),
         (
             "train.py",
@@ -495,12 +447,6 @@ MUTANTS = {
             '"--no-discrete --no-if-expressed"',
             '"--no-discrete"',
             "a variant that cannot be trained",
-        ),
-        (
-            "report/ablation.py",
-            '"without decay": "--no-cosine-decay",\n',
-            "",
-            "an addition that no variant leaves out",
         ),
         (
             "report/tables.py",

@@ -50,12 +50,12 @@ def test_paper_takes_the_papers_values_and_switches_every_addition_off():
     assert model_class(paper) is Departures
 
 
-@pytest.mark.parametrize("order", [("--paper", "--null-pairs"), ("--null-pairs", "--paper")])
+@pytest.mark.parametrize("order", [("--paper", "--shifts"), ("--shifts", "--paper")])
 def test_an_option_beside_paper_counts_wherever_it_stands(order):
     """An addition can be switched on again by itself."""
     settings = settings_from(*order)
     expected = ImprovedSettings().paper()
-    expected.null_pairs = True
+    expected.shifts = True
     assert settings == expected
 
 
@@ -137,9 +137,6 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--skip-gate": "(on; paper off)",
     "--anchor": "(on; paper off)",
     "--if-expressed": "(on; paper off)",
-    "--spread-times": "(on; paper off)",
-    "--null-pairs": "(on; paper off)",
-    "--cosine-decay": "(on; paper off)",
     "--width": "(256)",
     "--embedding": "(64)",
     "--seed": "(0)",
@@ -317,12 +314,12 @@ def test_a_screen_without_held_out_conditions_can_be_trained_on(folder):
 
 def test_the_papers_method_trains_and_is_what_the_checkpoint_says(folder):
     """With one addition switched on again and another cost."""
-    options = ["--data", "tiny.h5ad", "--out", "paper", "--paper", "--null-pairs"]
+    options = ["--data", "tiny.h5ad", "--out", "paper", "--paper", "--shifts"]
     options += ["--cost", "euclidean", *TINY]
     done(folder, "train.py", *options, first=without_scores)
     settings = checkpoint(folder / "paper")["settings"]
     expected = ImprovedSettings().paper()
-    for name, value in (("null_pairs", True), ("cost", "euclidean"), ("epochs", 2)):
+    for name, value in (("shifts", True), ("cost", "euclidean"), ("epochs", 2)):
         setattr(expected, name, value)
     expected.width, expected.embedding, expected.steps = 32, 8, 5
     assert settings == vars(expected)
