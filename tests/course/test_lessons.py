@@ -5,7 +5,6 @@ same to the bit on all machines. Whole numbers hold exactly. Figures are compare
 """
 
 import copy
-import itertools
 import re
 
 import pytest
@@ -34,14 +33,19 @@ def holds(stored, found):
     return all(abs(float(a) - float(b)) <= 1.01 * max(unit(a), unit(b)) for a, b in numbers)
 
 
-def kind_and_text(output):
-    """What an output is, and the text that it shows: of a figure, no text."""
-    data = output.get("data", {})
-    if "image/png" in data:
-        return "figure", ""
-    if output.output_type == "stream":
-        return output.name, output.text
-    return output.output_type, data.get("text/plain", "")
+def shown(cell):
+    """What a cell shows, by its kind: the texts, and for each figure a word."""
+    kinds = {}
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "image/png" in data:
+            kind, text = "figures", "figure"
+        elif output.output_type == "stream":
+            kind, text = output.name, output.text
+        else:
+            kind, text = output.output_type, data.get("text/plain", "")
+        kinds[kind] = kinds.get(kind, "") + text + "\n"
+    return kinds
 
 
 def differences(stored, found):
@@ -49,12 +53,12 @@ def differences(stored, found):
     problems = []
     cells = zip(stored.cells, found.cells, strict=True)
     for i, (before, after) in enumerate(cells):
-        shown = [kind_and_text(output) for output in before.get("outputs", [])]
-        shows = [kind_and_text(output) for output in after.get("outputs", [])]
-        problems += [f"cell {i} warns: {text}" for kind, text in shows if kind == "stderr"]
-        for one, other in itertools.zip_longest(shown, shows, fillvalue=("nothing", "")):
-            if one[0] != other[0] or not holds(one[1], other[1]):
-                problems.append(f"cell {i} showed {one}, now shows {other}")
+        was, now = shown(before), shown(after)
+        if "stderr" in now:
+            problems.append(f"cell {i} warns: {now['stderr']}")
+        for kind in sorted(was.keys() | now.keys()):
+            if not holds(was.get(kind, ""), now.get(kind, "")):
+                problems.append(f"cell {i} showed {was.get(kind)}, now shows {now.get(kind)}")
     return problems
 
 
