@@ -6,6 +6,8 @@ same to the bit on all machines. Whole numbers hold exactly. Figures are compare
 
 import copy
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -13,7 +15,7 @@ nbformat = pytest.importorskip("nbformat", reason="pip install -r course/require
 pytest.importorskip("nbclient", reason="pip install -r course/requirements.txt")
 pytest.importorskip("ipykernel", reason="pip install -r course/requirements.txt")
 
-from course.run_lessons import LESSONS, run  # noqa: E402  (needs nbclient)
+from course.run_lessons import COURSE, LESSONS, run  # noqa: E402  (needs nbclient)
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -75,6 +77,17 @@ def test_a_lesson_is_stored_with_its_outputs(path):
     figures = [output for cell in cells for output in cell.outputs if "image/png" in str(output)]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert len(figures) >= 2
+
+
+def test_every_figure_of_the_lessons_becomes_a_file(tmp_path):
+    """python course/figures.py FOLDER: as many PNG files as the notebooks show."""
+    subprocess.run([sys.executable, COURSE / "figures.py", tmp_path], check=True)
+    lessons = [nbformat.read(path, as_version=4) for path in LESSONS]
+    cells = [cell for lesson in lessons for cell in lesson.cells]
+    figures = sum(len(shown(cell).get("figures", "").split()) for cell in cells)
+    files = sorted(tmp_path.glob("lesson_?_*.png"))
+    assert len(files) == figures
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
 # ---- The comparison itself -----------------------------------------------------------------------
