@@ -1159,26 +1159,33 @@ class Shifted(Departures):
         return level, self.control_log_odds.index_select(0, k) + condition.log_odds
 
     def predict(self, t, x, d, condition):
-        """Both ends from x_t and d_t: the shifted controls, corrected for each cell."""
+        """Both ends from x_t and d_t: the shifted controls, corrected for each cell.
+
+        The networks see how a cell differs from the mean of its group at time t, in standard
+        deviations: of the levels, (1 - t) that of the controls + t that of the end; of which genes
+        are on, the share by Eq. 11. So they learn what holds for cells of any type and condition.
+        """
         level, log_odds = self.expected_end(condition)
         scale = self.control_scale.index_select(0, condition.cell_type)
-        moved = (x - level + condition.level) / scale  # from the mean of the controls
-        shift = condition.level / scale
+        level_away = (x - level + (1 - t) * condition.level) / scale
+        before = self.control_log_odds.index_select(0, condition.cell_type)
+        share = (1 - t) * torch.sigmoid(before) + t * torch.sigmoid(log_odds)
+        on_away = (d - share) / torch.sqrt(share * (1 - share) + 0.02)
         no_context = x[:, :0]
-        learnt = self.x_network(self.state(moved, d), t, no_context)
-        endpoint = level + scale * self.correction(t, moved, shift, learnt, scale)
-        log_odds = log_odds + self.d_network(2 * d - 1, t, no_context)
-        return endpoint, log_odds + self.evidence(t, d, condition.cell_type)
+        learnt = self.x_network(self.state(level_away, on_away, d), t, no_context)
+        endpoint = level + scale * self.correction(t, level_away, learnt, scale)
+        log_odds = log_odds + self.d_network(on_away, t, no_context)
+        return endpoint, log_odds + self.evidence(t, d, before)
 
-    def state(self, moved, d):
+    def state(self, level_away, on_away, d):
         """What x_theta sees of the cells."""
-        return moved
+        return level_away
 
-    def correction(self, t, moved, shift, learnt, scale):
+    def correction(self, t, level_away, learnt, scale):
         """How a cell's end differs from the end of its group's mean: what the network learnt."""
         return learnt
 
-    def evidence(self, t, d, cell_type):
+    def evidence(self, t, d, before):
         """What a gene's own state d_t says of its end, in log odds: left to the network."""
         return 0.0
 
@@ -1218,18 +1225,20 @@ class SkipGate(Shifted):
         variance = variance + t * (1 - t) * (self.settings.sigma / scale) ** 2
         return torch.cat([1 - t, t], 1) @ torch.stack([c, sT**2]) / variance
 
-    def correction(self, t, moved, shift, learnt, scale):
+    def correction(self, t, level_away, learnt, scale):
         """The gate on how far a cell is from the mean path, and what the network learnt.
 
         Eq. 16 divides by T - t: an error that does not fall with the time left would grow without
         bound. At T the gate alone is right.
         """
-        return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)
+        return (1 - t) * learnt + self.gate(t, scale) * level_away
 
-    def evidence(self, t, d, cell_type):
-        """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): it grows like -log(1 - t)."""
+    def evidence(self, t, d, before):
+        """log P(d_t | d_T = 1) / P(d_t | d_T = 0), (B, N): it grows like -log(1 - t).
+
+        before (B, N): the log odds of being on in the controls.
+        """
         kappa = t.clamp_max(1 - 1e-4)
-        before = self.control_log_odds.index_select(0, cell_type)
         sign = 2 * d - 1
         given_off = torch.sigmoid(sign * (before + self.start_given_end[0]))  # P(d_0 = d_t | d_T)
         given_on = torch.sigmoid(sign * (before + self.start_given_end[1]))
@@ -1309,9 +1318,9 @@ class IfExpressed(Shifted):
 
     inputs = 2
 
-    def state(self, moved, d):
+    def state(self, level_away, on_away, d):
         """The levels of the genes that are on, and which those are: (B, 2 N)."""
-        return torch.cat([moved * d, d], 1)
+        return torch.cat([level_away * d, on_away], 1)
 
 
 # ---- One bridge alone (--no-discrete), the paper's own ablation (Fig. 6) -------------------------

@@ -138,7 +138,7 @@ def one_gene_evidence(fraction, given_off, given_on):
         model.start_given_end[1] = given_on
 
     def evidence(t, d):
-        return model.evidence(t, d, torch.zeros(len(t), dtype=torch.long))
+        return model.evidence(t, d, model.control_log_odds[:1].expand(len(t), -1))
 
     return evidence
 
@@ -252,7 +252,7 @@ def test_the_untrained_log_odds_are_the_shifted_prior_and_the_evidence(model):
     """log odds of being on in the controls + the condition's shift + what d_t says."""
     asked = Asked(model)
     _, found = model.predict(asked.t, asked.x, asked.d, asked.condition)
-    evidence = model.evidence(asked.t, asked.d, asked.condition.cell_type)
+    evidence = model.evidence(asked.t, asked.d, model.control_log_odds[1].expand(3, -1))
     assert asked.condition.log_odds.abs().max() > 0.1
     assert close(found, asked.prior + evidence)
 
@@ -293,3 +293,34 @@ def test_without_the_gate_the_untrained_prediction_is_the_shifted_control():
     answers(model.x_network, 7.0)
     level, _ = model.predict(asked.t, asked.x, asked.d, asked.condition)
     assert close(level, asked.end + 7 * asked.unit)
+
+
+# ---- What the networks see -----------------------------------------------------------------------
+
+
+def shown(model, asked, x, d):
+    """What x_theta and d_theta are shown of cells x, d (B, N) at the time that was asked for."""
+    seen = []
+    for network in (model.x_network, model.d_network):
+        network.forward = lambda state, t, context: seen.append(state) or state.new_zeros(x.shape)
+    model.predict(asked.t, x, asked.d if d is None else d, asked.condition)
+    return seen
+
+
+@pytest.mark.parametrize("if_expressed", [True, False])
+def test_levels_are_shown_as_standard_deviations_from_the_mean_path(if_expressed):
+    """In the type's own unit; of silent genes nothing, where the level is if expressed."""
+    model = described(model_of(if_expressed=if_expressed))
+    asked = Asked(model)
+    levels, _ = shown(model, asked, asked.mean + 2 * asked.unit, None)
+    expected = 2 * asked.d if if_expressed else torch.full_like(asked.d, 2)
+    assert close(levels[:, :GENES], expected)
+
+
+def test_states_are_shown_as_standard_deviations_from_the_share_that_is_on(model):
+    """Eq. 11: (1 - t) that of the controls + t that of the end. 0.02 keeps rare genes finite."""
+    asked = Asked(model)
+    levels, states = shown(model, asked, asked.x, None)
+    share = 0.6 * model.control_log_odds[1].sigmoid() + 0.4 * asked.prior.sigmoid()
+    assert close(states, (asked.d - share) / (share * (1 - share) + 0.02).sqrt())
+    assert torch.equal(levels[:, GENES:], states)

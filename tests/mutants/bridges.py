@@ -242,6 +242,36 @@ MUTANTS = {
     "maths/test_skip_gate.py": [
         (
             "departures.py",
+            "share = (1 - t) * torch.sigmoid(before) + t * torch.sigmoid(log_odds)",
+            "share = t * torch.sigmoid(before) + (1 - t) * torch.sigmoid(log_odds)",
+            "the share that is on runs backwards",
+        ),
+        (
+            "departures.py",
+            "share = (1 - t) * torch.sigmoid(before) + t * torch.sigmoid(log_odds)",
+            "share = torch.sigmoid((1 - t) * before + t * log_odds)",
+            "log odds are mixed where Eq. 11 mixes shares",
+        ),
+        (
+            "departures.py",
+            "on_away = (d - share) / torch.sqrt(share * (1 - share) + 0.02)",
+            "on_away = (d - share) / (share * (1 - share) + 0.02)",
+            "states in variances instead of standard deviations",
+        ),
+        (
+            "departures.py",
+            "log_odds = log_odds + self.d_network(on_away, t, no_context)",
+            "log_odds = log_odds + self.d_network(2 * d - 1, t, no_context)",
+            "d_theta sees states as they are: a cell of another type looks like another cell",
+        ),
+        (
+            "departures.py",
+            "given_on = torch.sigmoid(sign * (before + self.start_given_end[1]))",
+            "given_on = torch.sigmoid(sign * (torch.sigmoid(before) + self.start_given_end[1]))",
+            "a fraction for log odds",
+        ),
+        (
+            "departures.py",
             "c = torch.tanh(self.correlation) * s0 * sT",
             "c = torch.tanh(self.correlation) * s0",
             "covariance lacks a scale",
@@ -284,26 +314,26 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)",
-            "return (1 - t).sqrt() * learnt + self.gate(t, scale) * (moved - t * shift)",
+            "return (1 - t) * learnt + self.gate(t, scale) * level_away",
+            "return (1 - t).sqrt() * learnt + self.gate(t, scale) * level_away",
             "what is learnt falls too slowly: the drift still diverges",
         ),
         (
             "departures.py",
-            "return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)",
-            "return learnt + self.gate(t, scale) * (moved - t * shift)",
+            "return (1 - t) * learnt + self.gate(t, scale) * level_away",
+            "return learnt + self.gate(t, scale) * level_away",
             "what is learnt does not fall at all",
         ),
         (
             "departures.py",
-            "return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)",
-            "return (1 - t) * learnt + self.gate(t, scale) * moved",
+            "level_away = (x - level + (1 - t) * condition.level) / scale",
+            "level_away = (x - level + condition.level) / scale",
             "the gate's mean path does not move with time",
         ),
         (
             "departures.py",
-            "return (1 - t) * learnt + self.gate(t, scale) * (moved - t * shift)",
-            "return (1 - t) * learnt + (moved - t * shift)",
+            "return (1 - t) * learnt + self.gate(t, scale) * level_away",
+            "return (1 - t) * learnt + level_away",
             "no gate: every deviation is kept at all times",
         ),
         (
@@ -314,20 +344,20 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "endpoint = level + scale * self.correction(t, moved, shift, learnt, scale)",
-            "endpoint = level + self.correction(t, moved, shift, learnt, scale)",
+            "endpoint = level + scale * self.correction(t, level_away, learnt, scale)",
+            "endpoint = level + self.correction(t, level_away, learnt, scale)",
             "what is learnt has the same unit for every gene",
         ),
         (
             "departures.py",
-            "moved = (x - level + condition.level) / scale",
-            "moved = (x - level) / scale",
+            "level_away = (x - level + (1 - t) * condition.level) / scale",
+            "level_away = (x - level) / scale",
             "a cell's distance is counted from the shifted mean, and the shift once more",
         ),
         (
             "departures.py",
-            "shift = condition.level / scale",
-            "shift = condition.level",
+            "level_away = (x - level + (1 - t) * condition.level) / scale",
+            "level_away = (x - level) / scale + (1 - t) * condition.level",
             "the shift is counted in another unit than the cell",
         ),
         (
@@ -350,8 +380,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return endpoint, log_odds + self.evidence(t, d, condition.cell_type)",
-            "return endpoint, log_odds - self.evidence(t, d, condition.cell_type)",
+            "return endpoint, log_odds + self.evidence(t, d, before)",
+            "return endpoint, log_odds - self.evidence(t, d, before)",
             "the gene's own state counts against it",
         ),
         (
@@ -371,12 +401,6 @@ MUTANTS = {
             "(before + self.start_given_end[0]))",
             "(before + self.start_given_end[1]))",
             "the start says nothing of the end",
-        ),
-        (
-            "departures.py",
-            "before = self.control_log_odds.index_select(0, cell_type)",
-            "before = self.control_log_odds.index_select(0, cell_type).sigmoid()",
-            "a fraction for log odds",
         ),
         (
             "departures.py",
@@ -442,14 +466,14 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return torch.cat([moved * d, d], 1)",
-            "return torch.cat([moved, d], 1)",
+            "return torch.cat([level_away * d, on_away], 1)",
+            "return torch.cat([level_away, on_away], 1)",
             "silent genes' drawn levels are shown",
         ),
         (
             "departures.py",
-            "return torch.cat([moved * d, d], 1)",
-            "return torch.cat([moved * d, torch.ones_like(d)], 1)",
+            "return torch.cat([level_away * d, on_away], 1)",
+            "return torch.cat([level_away * d, torch.ones_like(d)], 1)",
             "the network cannot tell a silent gene from one at the mean",
         ),
         (
