@@ -120,8 +120,8 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 
     xT (n, N) perturbed cells, x0 (m, N) controls. Returns (n, m): the perturbed cells are the rows.
     cost: "sqeuclidean", the squared length of the difference; "euclidean", its length; "cosine",
-    1 minus the cosine of the angle between the two cells. No cost is below 0 or NaN, though
-    rounding may try (float32, cells far from 0 and close together).
+    1 minus the cosine of the angle between the two cells. The first two are never below 0 or NaN,
+    not by rounding either (float32, cells far from 0 and close together).
 
     Hint: xT[:, None] - x0 has shape (n, m, N).
     """
