@@ -90,6 +90,16 @@ MISTAKES = {
             "    drifted = x\n    drifted += h * bridge_drift(x, xT, t)\n",
             "x changed in place",
         ),
+        (
+            "drifted + spread * noise.normal(x)",
+            "drifted + spread * 12**0.5 * (noise.uniform(x) - 0.5)",
+            "the right mean and variance, but not normal",
+        ),
+        (
+            "drifted + spread * noise.normal(x)",
+            "drifted + spread * torch.randn_like(x)",
+            "random numbers that come from elsewhere",
+        ),
     ],
     "mixture_sample": [
         ("(noise.uniform(d0) < t).to(d0)", "(noise.uniform(d0) > t).to(d0)", "the wrong side"),
@@ -110,6 +120,16 @@ MISTAKES = {
             "return end * dT + (1 - end) * d0",
             "return torch.maximum(d0, end * dT)",
             "genes are switched on and never off",
+        ),
+        (
+            "return end * dT + (1 - end) * d0",
+            "return (d0 - end).abs()",
+            "a gene flips instead of going to its end state",
+        ),
+        (
+            "noise.uniform(d0) < t",
+            "torch.rand_like(d0) < t",
+            "random numbers that come from elsewhere",
         ),
     ],
     "ctmc_rate": [
@@ -157,6 +177,16 @@ MISTAKES = {
             "return (noise.uniform(d) < on_after).to(d)",
             "u = noise.uniform(d)\n    return torch.where(u < share, (u < p_on).to(d), d)",
             "one random number for whether and whither",
+        ),
+        (
+            "on_after = d + share * (p_on - d)",
+            "on_after = d + share * (p_on.mean() - d)",
+            "one probability for all genes",
+        ),
+        (
+            "return (noise.uniform(d) < on_after).to(d)",
+            "return torch.bernoulli(on_after.clamp(0, 1))",
+            "random numbers that come from elsewhere",
         ),
     ],
     "transport_cost": [
@@ -222,6 +252,12 @@ MISTAKES = {
             "    C -= C.min()\n    log_weight = -C / epsilon\n",
             "the costs are changed in place",
         ),
+        ("log_weight = -C / epsilon", "log_weight = -C / (2 * epsilon)", "half the cost"),
+        (
+            "log_weight = -C / epsilon",
+            "log_weight = -C / epsilon**2",
+            "epsilon squared, as if it were sigma",
+        ),
     ],
     "draw_partners": [
         (
@@ -243,6 +279,16 @@ MISTAKES = {
             "passed = (edges <= dart).sum(dim=1)",
             "passed = (edges[0] <= dart).sum(dim=1)",
             "the first row's weights for all",
+        ),
+        (
+            "return passed.clamp(max=plan.shape[1] - 1)",
+            "return passed",
+            "a column that does not exist",
+        ),
+        (
+            "noise.uniform(length) * length",
+            "torch.rand_like(length) * length",
+            "random numbers that come from elsewhere",
         ),
     ],
     "propagate": [
@@ -273,6 +319,11 @@ MISTAKES = {
             "all genes perturbed together",
         ),
         ("return torch.stack(responses)", "return sum(responses)", "sum of the responses"),
+        (
+            "            mean[node] = 1  #",
+            "            mean[deaf] = signal[deaf]  #",
+            "held only where the perturbed gene hears nobody",
+        ),
     ],
     "endpoint_loss": [
         ("(end[on] - guess[on]) ** 2", "(end - guess) ** 2", "silent genes count"),
@@ -356,6 +407,16 @@ MISTAKES = {
             "return ((torch.sigmoid(log_odds) - dT) ** 2).mean()",
             "a squared error for a cross-entropy",
         ),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus((sign * log_odds).mean())",
+            "the loss of the mean for the mean of the losses",
+        ),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus(sign * log_odds).mean().detach()",
+            "nothing can be learnt: no gradient",
+        ),
     ],
     "sample": [
         ("t = step * h\n", "t = (step + 1) * h\n", "off by one step"),
@@ -418,6 +479,12 @@ MISTAKES = {
             "            pass\n",
             "the trace stays empty",
         ),
+        (
+            "d = ctmc_step(d, p_on, t, h, noise)",
+            "d = torch.where(torch.rand_like(d) < h / (1 - t), torch.bernoulli(p_on), d)",
+            "random numbers that come from elsewhere",
+        ),
+        ("return level * d, level", "return level.round() * d, level", "levels rounded to counts"),
     ],
     "e_distance": [
         (
@@ -467,6 +534,11 @@ MISTAKES = {
             "energy = np.linalg.norm(x.mean(0) - y.mean(0))",
             "the distance of the means",
         ),
+        (
+            "return energy if squared else math.sqrt(energy)",
+            "return energy",
+            "the root is forgotten",
+        ),
     ],
     "wasserstein": [
         ("        b = np.sort(b)\n", "", "one side is not sorted"),
@@ -507,6 +579,11 @@ MISTAKES = {
             'below_a = np.searchsorted(a, values[:-1], side="right")',
             'below_a = np.searchsorted(a, values[:-1], side="left")',
             "off by one: below for not above",
+        ),
+        (
+            "        a = np.sort(a)\n        b = np.sort(b)\n",
+            "        areas.append(np.abs(a - b).mean())\n        continue\n",
+            "cells are compared in the order in which they come",
         ),
     ],
 }
