@@ -106,6 +106,7 @@ def work(path, exercise, answer):
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nowhere, number)
+    sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
     torch.set_num_threads(1)  # and no library waits for a thread that was not forked
     answer.send(first_broken(path, exercise))
 

@@ -231,7 +231,7 @@ def worst(found, expected):
 def listed(values, most=4):
     """Numbers as text, the first of many."""
     text = ", ".join(f"{float(value):.3g}" for value in values[:most])
-    return text + " …" if len(values) > most else text or "no time"
+    return text + " …" if len(values) > most else text
 
 
 def follows(draw):
@@ -701,15 +701,17 @@ def cheap_pairs_are_likely(sinkhorn):
 
 @law_of("sinkhorn")
 def plan_has_sinkhorns_form(sinkhorn):
-    """log P_ij + C_ij / epsilon is f_i + g_j: what is left of it once rows and columns are taken
-    off is 0.
-    """
+    """log P_ij + C_ij / epsilon is f_i + g_j: a number of the row and a number of the column."""
     for epsilon in (1.0, 3.0, 0.5):
         C = some_costs(6, 9)
         rest = sinkhorn(C, epsilon, 2000).log() + C / epsilon
         rest = rest - rest.mean(1, keepdim=True) - rest.mean(0) + rest.mean()
         found = rest.abs().max().item()
-        must(found < 1e-3, f"for epsilon = {epsilon} up to {found:.3g} is left in your plan")
+        must(
+            found < 1e-3,
+            f"for epsilon = {epsilon:g}, log P_ij + C_ij / epsilon of your plan is up to"
+            f" {found:.3g} away from such a sum",
+        )
 
 
 @law_of("sinkhorn")
@@ -750,7 +752,7 @@ def partners_have_the_plans_frequencies(draw_partners):
             error = ERRORS * math.sqrt(p * (1 - p) / CELLS) + 1e-9
             must(
                 abs(found - p) < error,
-                f"a row of weights {listed(row)} draws its column {column} in {found:.1%} of the cases",
+                f"a row of weights {listed(row)} draws its column {column} in {found:.1%} of cases",
             )
 
 
@@ -761,7 +763,10 @@ def partners_have_weight(draw_partners):
     plan[:, 5:25] = 0.01
     drawn = draw_partners(plan, CoarseNoise(0))
     lost = drawn[(drawn < 5) | (drawn >= 25)]
-    must(not len(lost), f"a row whose weights are all in columns 5 to 24 draws {lost[:1].tolist()}")
+    must(
+        not len(lost),
+        f"a row whose weights are all in columns 5 to 24 draws column {listed(lost[:1])}",
+    )
 
 
 @law_of("draw_partners")
@@ -788,12 +793,11 @@ def edges(genes, *listed):
     return W
 
 
-def response_is(propagate, W, nodes, expected, about, **options):
-    """Look at the responses to some nodes."""
-    found = propagate(W, torch.tensor(nodes), **options)
-    shown = [[round(value, 3) for value in row] for row in found.tolist()]
-    right = torch.tensor(expected, dtype=F64)
-    must(worst(found, right) is None, f"{about} your response is {shown}")
+def response_is(propagate, W, node, expected, about, **options):
+    """Look at the response to one perturbed gene."""
+    found = propagate(W, torch.tensor([node]), **options)
+    right = torch.tensor([expected], dtype=F64)
+    must(worst(found, right) is None, f"{about} your response is {listed(found[0], 6)}")
 
 
 @law_of("propagate")
@@ -801,14 +805,14 @@ def messages_follow_edges(propagate):
     """W[j, i] is the edge from gene i to gene j: gene i sends, and gene j hears its sign."""
     about = "in the network 0 -> 1 -| 2 (weights 0.5 and -2), with gene 0 held at 1,"
     W = edges(4, (0, 1, 0.5), (1, 2, -2.0))
-    response_is(propagate, W, [0], [[1.0, 1.0, -1.0, 0.0]], about)
+    response_is(propagate, W, 0, [1.0, 1.0, -1.0, 0.0], about)
 
 
 @law_of("propagate")
 def held_gene_stays(propagate):
     """A perturbed gene is held at 1: it does not answer to those that it hears."""
     about = "in a loop of 0 -> 1 and 1 -| 0, with gene 0 held at 1,"
-    response_is(propagate, edges(2, (0, 1, 1.0), (1, 0, -1.0)), [0], [[1.0, 1.0]], about)
+    response_is(propagate, edges(2, (0, 1, 1.0), (1, 0, -1.0)), 0, [1.0, 1.0], about)
 
 
 @law_of("propagate")
@@ -816,8 +820,8 @@ def messages_are_averaged(propagate):
     """A gene takes the mean of its messages, weighted by |W|; it also hears those that say 0."""
     W = edges(4, (0, 2, 3.0), (1, 2, -1.0), (0, 3, 2.0))
     about = "where gene 2 hears gene 0 with 3 and gene 1 with -1, and gene 3 hears gene 0 with 2,"
-    response_is(propagate, W, [0], [[1.0, 0.0, 0.75, 1.0]], f"{about} with gene 0 held at 1")
-    response_is(propagate, W, [1], [[0.0, 1.0, -0.25, 0.0]], f"{about} with gene 1 held at 1")
+    response_is(propagate, W, 0, [1.0, 0.0, 0.75, 1.0], f"{about} with gene 0 held at 1,")
+    response_is(propagate, W, 1, [0.0, 1.0, -0.25, 0.0], f"{about} with gene 1 held at 1,")
 
 
 @law_of("propagate")
@@ -830,10 +834,10 @@ def messages_go_one_edge_a_hop(propagate):
     for hops in (1, 2):
         sent = [1.0] * (hops + 1) + [0.0] * (5 - hops)
         about = f"after hops = {hops} along the chain"
-        response_is(propagate, there, [0], [sent], f"{about} 0 -> 1 -> … -> 5", hops=hops)
-        response_is(propagate, back, [5], [sent[::-1]], f"{about} 5 -> 4 -> … -> 0", hops=hops)
-    sent = [[1.0] * 4 + [0.0] * 2]
-    response_is(propagate, there, [0], sent, "along 0 -> 1 -> … -> 5, if hops are not given,")
+        response_is(propagate, there, 0, sent, f"{about} 0 -> 1 -> … -> 5", hops=hops)
+        response_is(propagate, back, 5, sent[::-1], f"{about} 5 -> 4 -> … -> 0", hops=hops)
+    sent = [1.0] * 4 + [0.0] * 2
+    response_is(propagate, there, 0, sent, "along 0 -> 1 -> … -> 5, if hops are not given,")
 
 
 @law_of("propagate")
@@ -1089,7 +1093,9 @@ def sampler_asks_at_every_step(sample):
         right = np.arange(steps) / steps
         must(
             len(found) == steps and np.allclose(found, right, atol=1e-3),
-            f"for steps = {steps} they are asked {len(found)} times, at t = {listed(found)}",
+            f"with steps = {steps} they are asked {len(found)} times"
+            + (", at t = " if found else "")
+            + listed(found),
         )
 
 
@@ -1158,7 +1164,7 @@ def sampler_moves_states_by_eq_17(sample):
             for gene, p in enumerate(CHANCES):
                 t = i / STEPS
                 what = "in the prediction" if i == STEPS else f"after {i} of {STEPS} steps"
-                where = f"{what}, from d_0 = {d0:g} to {p} on at the end,"
+                where = f"{what}, with d_0 = {d0:g} and p_on = {p},"
                 look_at_share(d[:, gene], (1 - t) * d0 + t * p, where)
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -234,12 +235,12 @@ def test_a_file_may_import_what_stands_beside_it_and_leaves_nothing_there(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "mine.py"]
 
 
-def test_one_exercise_does_not_reach_another(tmp_path):
-    """Each has a process of its own, and ours is none of them."""
-    above = "import math, torch\n"
-    body = f"math.sqrt = torch.equal = None; {RIGHT}"
-    assert of_drift(tmp_path, body, above) == ""
-    assert message_of(tmp_path / "mine.py", "bridge_drift", 60) == ""
+def test_what_a_student_breaks_is_broken_in_one_process_alone(tmp_path):
+    """Each exercise has its own, and ours is none of them."""
+    body = f"math.tau = 0; {RIGHT}"
+    above = "import math\nassert math.tau > 6\n"
+    assert [of_drift(tmp_path, body, above) for _ in range(2)] == ["", ""]
+    assert math.tau > 6
     assert "submission" not in sys.modules
 
 
