@@ -95,57 +95,56 @@ class Submission(NamedTuple):
 # ---- What is handed in ---------------------------------------------------------------------------
 
 
-def places(text, names):
-    """{name: (first, last character)} of some functions of a file, with their decorators."""
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+def functions_of(file, names):
+    """{name: its text, with decorators} of some functions of a file."""
+    text = (ROOT / file).read_text()
+    lines = text.splitlines(keepends=True)
     found = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef) and node.name in names:
-            first = min([node, *node.decorator_list], key=lambda part: part.lineno)
-            found[node.name] = starts[first.lineno - 1], starts[node.end_lineno]
+            first = min(part.lineno for part in [node, *node.decorator_list])
+            found[node.name] = "".join(lines[first - 1 : node.end_lineno])
     return found
 
 
-def project(edited="", text=""):
-    """The project's own functions as a file, one of their files with another text."""
-    parts = [ABOVE]
-    for file, functions in FUNCTIONS.items():
-        source = text if file == edited else (ROOT / file).read_text()
-        for first, last in places(source, functions).values():
-            parts.append(source[first:last])
-    return "\n\n".join(parts) + SINKHORN
+def project():
+    """{(file, function): text} of the project's own functions."""
+    return {
+        (file, name): text
+        for file, functions in FUNCTIONS.items()
+        for name, text in functions_of(file, functions).items()
+    }
+
+
+def as_file(functions):
+    """A file of functions {key: text} that a student might have written."""
+    return "\n\n".join([ABOVE, *functions.values()]) + SINKHORN
 
 
 def mutants():
     """The wrong edits of tests/mutants that are made in a function of an exercise."""
     lists = runpy.run_path(str(ROOT / "tests/mutants/__main__.py"))["all_mutants"]()
-    edits = dict.fromkeys(edit for of_file in lists.values() for edit in of_file)
-    for file, old, new, why in edits:
-        if file not in FUNCTIONS:
-            continue
-        source = (ROOT / file).read_text()
-        place = source.index(old)
-        for function, (first, last) in places(source, FUNCTIONS[file]).items():
-            if first <= place < last:
-                text = project(file, source.replace(old, new))
+    functions = project()
+    for file, old, new, why in dict.fromkeys(edit for edits in lists.values() for edit in edits):
+        for key, text in functions.items():
+            if key[0] == file and old in text:
+                edited = functions | {key: text.replace(old, new)}
+                exercise = FUNCTIONS[file][key[1]]
                 right = RIGHT_HERE.get(old, "")
-                yield Submission("mutants", FUNCTIONS[file][function], why, text, right)
+                yield Submission("mutants", exercise, why, as_file(edited), right)
 
 
 def mistakes():
     """The students' mistakes. Raises ValueError if the text that is edited does not stand there."""
     answers = (ROOT / "course/answers.py").read_text()
-    spans = places(answers, FORMS)
+    functions = functions_of("course/answers.py", FORMS)
     for exercise, edits in MISTAKES.items():
-        first, last = spans[exercise]
+        text = functions[exercise]
         for old, new, why in edits:
-            body = answers[first:last]
-            if body.count(old) != 1:
-                raise ValueError(f"{exercise}: {old!r} stands {body.count(old)} times")
-            text = answers[:first] + body.replace(old, new) + answers[last:]
-            yield Submission("mistakes", exercise, why, text)
+            if text.count(old) != 1:
+                raise ValueError(f"{exercise}: {old!r} stands {text.count(old)} times")
+            wrong = answers.replace(text, text.replace(old, new))
+            yield Submission("mistakes", exercise, why, wrong)
 
 
 def whole_files():
@@ -153,7 +152,7 @@ def whole_files():
     files = {
         "stubs": (ROOT / "course/exercises.py").read_text(),
         "answers": (ROOT / "course/answers.py").read_text(),
-        "project": project(),
+        "project": as_file(project()),
     }
     for kind, text in files.items():
         for exercise in FORMS:

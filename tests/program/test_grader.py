@@ -3,8 +3,10 @@
 `python tests/submissions.py` prints every wrong answer that is handed in here, and its message.
 """
 
+import ast
 import json
 import math
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -58,7 +60,7 @@ def test_every_wrong_edit_of_these_functions_is_marked_wrong(proof):
     """Those of tests/mutants, at least 90; what is left out passes, for it is right here."""
     assert misjudged(proof, "mutants", wrong=True) == []
     assert share_marked_wrong(proof, "mutants")[1] >= 90
-    assert [message for submission, message in proof if submission.right] == [""] * 6
+    assert {message for submission, message in proof if submission.right} == {""}
 
 
 def test_every_students_mistake_is_marked_wrong(proof):
@@ -85,6 +87,19 @@ def test_no_check_stumbles_over_a_wrong_answer(proof):
     raised = [message for _, message in proof if message.startswith("it raises")]
     assert raised
     assert all(message.endswith(" of mine.py)") for message in raised)
+
+
+def counts(page):
+    """The table of what was handed in: [(how many, marked wrong)]."""
+    rows = re.findall(r"^\|.*\| (\d+) \| (\d+) \|$", page.read_text(), flags=re.MULTILINE)
+    return [(int(wrong), int(total)) for total, wrong in rows]
+
+
+def test_the_readme_says_how_good_the_grader_is(proof):
+    """Its table is what was just marked."""
+    kinds = ("stubs", "mutants", "mistakes", "answers", "project")
+    found = [share_marked_wrong(proof, kind) for kind in kinds]
+    assert counts(ROOT / "course/README.md") == found
 
 
 OTHERWISE = {  # right in law, with other random numbers than the answers and the project draw
@@ -242,6 +257,19 @@ def test_what_a_student_breaks_is_broken_in_one_process_alone(tmp_path):
     assert [of_drift(tmp_path, body, above) for _ in range(2)] == ["", ""]
     assert math.tau > 6
     assert "submission" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["exercises", "grade", "laws"])
+def test_what_is_handed_out_for_an_exam_needs_torch_and_numpy_only(name):
+    """Nothing of the project, where the solutions are."""
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / f"course/{name}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names}
+    assert others <= {"torch", "numpy", "course.laws"}
 
 
 # ---- The command ---------------------------------------------------------------------------------
