@@ -31,6 +31,18 @@ def bridge_drift(x, xT, t):
     return way / time
 
 
+def endpoint_loss(xT, predicted, dT):
+    """Cell by cell: the mean squared error over the genes that are on."""
+    costs = []
+    for end, guess, on in zip(xT, predicted, dT == 1, strict=True):
+        squared = (end[on] - guess[on]) ** 2
+        # The mean of nothing is NaN, and one NaN spoils the whole batch. The sum of nothing is 0.
+        cost = squared.mean() if on.any() else squared.sum()
+        costs.append(cost)
+    # A mean of means: a cell that expresses few genes counts as much as one that expresses many.
+    return torch.stack(costs).mean()
+
+
 def euler_maruyama_step(x, xT, t, h, sigma, noise):
     """Drift for a time h, then the noise of a time h."""
     drifted = x + h * bridge_drift(x, xT, t)
@@ -71,6 +83,14 @@ def ctmc_step(d, p_on, t, h, noise):
     share = h / (1 - t)
     on_after = d + share * (p_on - d)
     return (noise.uniform(d) < on_after).to(d)
+
+
+def activation_loss(dT, log_odds):
+    """-log of a logistic function is a softplus."""
+    # -log(1 / (1 + exp(-a))) = log(1 + exp(-a)) = softplus(-a) is what a gene costs that is on, and
+    # softplus(a) what one costs that is off.
+    sign = 1 - 2 * dT  # -1 where on, 1 where off
+    return torch.nn.functional.softplus(sign * log_odds).mean()
 
 
 # ---- Lesson 5: pairing ---------------------------------------------------------------------------
@@ -142,26 +162,6 @@ def propagate(W, nodes, hops=3):
 
 
 # ---- Lesson 7: all together ----------------------------------------------------------------------
-
-
-def endpoint_loss(xT, predicted, dT):
-    """Cell by cell: the mean squared error over the genes that are on."""
-    costs = []
-    for end, guess, on in zip(xT, predicted, dT == 1, strict=True):
-        squared = (end[on] - guess[on]) ** 2
-        # The mean of nothing is NaN, and one NaN spoils the whole batch. The sum of nothing is 0.
-        cost = squared.mean() if on.any() else squared.sum()
-        costs.append(cost)
-    # A mean of means: a cell that expresses few genes counts as much as one that expresses many.
-    return torch.stack(costs).mean()
-
-
-def activation_loss(dT, log_odds):
-    """-log of a logistic function is a softplus."""
-    # -log(1 / (1 + exp(-a))) = log(1 + exp(-a)) = softplus(-a) is what a gene costs that is on, and
-    # softplus(a) what one costs that is off.
-    sign = 1 - 2 * dT  # -1 where on, 1 where off
-    return torch.nn.functional.softplus(sign * log_odds).mean()
 
 
 @torch.no_grad()

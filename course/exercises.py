@@ -58,6 +58,18 @@ def bridge_drift(x, xT, t):
     raise NotImplementedError
 
 
+def endpoint_loss(xT, predicted, dT):
+    """How far the predicted end is from the true one, on expressed genes only (Eq. 9).
+
+    xT, predicted, dT (B, N); only genes with dT = 1 count. Squared errors are averaged over the
+    expressed genes of each cell, and then over all B cells; a cell that expresses nothing costs 0.
+    Returns a tensor of shape () that can be differentiated by `predicted`.
+
+    Hint: there are two means here, and a division by 0 to avoid.
+    """
+    raise NotImplementedError
+
+
 def euler_maruyama_step(x, xT, t, h, sigma, noise):
     """One step of length h: from x at time t to time t + h (Eq. 16).
 
@@ -108,6 +120,19 @@ def ctmc_step(d, p_on, t, h, noise):
     each gene of each cell by itself.
 
     Hint: with which probability does a gene that is off come on? And one that is on stay on?
+    """
+    raise NotImplementedError
+
+
+def activation_loss(dT, log_odds):
+    """The cross-entropy of the end states, in nats a gene and cell (Eq. 14).
+
+        - log P(d_T)  with  P(d_T = 1) = 1 / (1 + exp(-log_odds))
+
+    dT, log_odds (B, N). Returns the mean over genes and cells, a tensor of shape () that can be
+    differentiated by `log_odds`. It holds for log odds of 200 and -200 too.
+
+    Hint: exp(200) is infinite in float32. Look for a function of torch that avoids it.
     """
     raise NotImplementedError
 
@@ -174,31 +199,6 @@ def propagate(W, nodes, hops=3):
 
 
 # ---- Lesson 7: all together ----------------------------------------------------------------------
-
-
-def endpoint_loss(xT, predicted, dT):
-    """How far the predicted end is from the true one, on expressed genes only (Eq. 9).
-
-    xT, predicted, dT (B, N); only genes with dT = 1 count. Squared errors are averaged over the
-    expressed genes of each cell, and then over all B cells; a cell that expresses nothing costs 0.
-    Returns a tensor of shape () that can be differentiated by `predicted`.
-
-    Hint: there are two means here, and a division by 0 to avoid.
-    """
-    raise NotImplementedError
-
-
-def activation_loss(dT, log_odds):
-    """The cross-entropy of the end states, in nats a gene and cell (Eq. 14).
-
-        - log P(d_T)  with  P(d_T = 1) = 1 / (1 + exp(-log_odds))
-
-    dT, log_odds (B, N). Returns the mean over genes and cells, a tensor of shape () that can be
-    differentiated by `log_odds`. It holds for log odds of 200 and -200 too.
-
-    Hint: exp(200) is infinite in float32. Look for a function of torch that avoids it.
-    """
-    raise NotImplementedError
 
 
 def sample(model, x0, d0, conditions, noise, trace=None):

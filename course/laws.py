@@ -180,16 +180,16 @@ def of_genes(arguments, returned):
 FORMS = {
     "bridge_sample": like_the(0),
     "bridge_drift": like_the(0),
+    "endpoint_loss": loss,
     "euler_maruyama_step": like_the(0),
     "mixture_sample": states,
     "ctmc_rate": like_the(2),
     "ctmc_step": states,
+    "activation_loss": loss,
     "transport_cost": costs,
     "sinkhorn": like_the(0),
     "draw_partners": columns,
     "propagate": responses,
-    "endpoint_loss": loss,
-    "activation_loss": loss,
     "sample": prediction,
     "e_distance": number,
     "wasserstein": of_genes,
@@ -368,6 +368,95 @@ def drift_arrives(bridge_drift):
                 f"from x = {x[place]:.2f} at t = {time:.1f}, with the end at {xT[place]:.2f}, your"
                 f" drift is {v[place]:.2f}: at t = 1 it would be at {end[place]:.2f}"
             )
+
+
+# ---- endpoint_loss -------------------------------------------------------------------------------
+
+
+@law_of("endpoint_loss")
+def expressed_genes_count_squared(endpoint_loss):
+    """An error of 3 in the only expressed gene of a cell costs 9."""
+    xT, dT = torch.tensor([[5.0, 0.0]], dtype=F64), torch.tensor([[1.0, 0.0]], dtype=F64)
+    for guess in (2.0, 8.0):
+        found = endpoint_loss(xT, torch.tensor([[guess, 0.0]], dtype=F64), dT).item()
+        must(abs(found - 9) < 1e-6, f"where {guess:g} is predicted for 5 your loss is {found:.3g}")
+
+
+@law_of("endpoint_loss")
+def silent_genes_do_not_count(endpoint_loss):
+    """A gene with d_T = 0 says nothing of a level: what is predicted for it must not matter."""
+    xT = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]], dtype=F64)
+    dT = (xT != 0).to(F64)
+    off = torch.tensor([[0.0, 9.0, 0.0]], dtype=F64)
+    found = endpoint_loss(xT, xT + off, dT).item()
+    must(
+        abs(found) < 1e-6,
+        f"with every expressed gene right and a silent one off by 9 it is {found:.3g}",
+    )
+
+
+@law_of("endpoint_loss")
+def genes_are_averaged_in_a_cell(endpoint_loss):
+    """Within a cell, squared errors are averaged over the genes that it expresses, not over all and
+    not summed.
+    """
+    xT = torch.tensor([[1.0, 2.0, 0.0, 0.0]], dtype=F64)
+    found = endpoint_loss(xT, xT + torch.tensor([2.0, 4.0, 0.0, 0.0]), (xT != 0).to(F64)).item()
+    must(
+        abs(found - 10) < 1e-6,
+        f"for a cell with errors 2 and 4 in its two expressed genes of four it is {found:.3g}",
+    )
+
+
+@law_of("endpoint_loss")
+def cells_count_alike(endpoint_loss):
+    """Over cells it is a plain mean: one that expresses much counts no more than one that expresses
+    little.
+    """
+    xT = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]], dtype=F64)
+    dT = (xT != 0).to(F64)
+    wrong = torch.tensor([[1.0], [3.0]], dtype=F64)
+    found = endpoint_loss(xT, xT + wrong, dT).item()
+    must(
+        abs(found - 5) < 1e-6,
+        f"for two cells that cost 1 (four expressed genes) and 9 (one) it is {found:.3g}",
+    )
+
+
+@law_of("endpoint_loss")
+def silent_cells_cost_nothing(endpoint_loss):
+    """A cell that expresses nothing costs 0, and counts as a cell all the same."""
+    xT = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=F64)
+    found = endpoint_loss(xT, xT + 2, (xT != 0).to(F64)).item()
+    must(
+        abs(found - 2) < 1e-6,
+        f"for a cell that costs 4 and one that expresses nothing it is {found:.3g}",
+    )
+
+
+@law_of("endpoint_loss")
+def endpoint_loss_has_a_gradient(endpoint_loss):
+    """A loss can be differentiated by the prediction; where that is right, or the gene silent, the
+    gradient is 0.
+    """
+    xT = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=F64)
+    wrong = torch.tensor([[0.0, 1.0, 5.0], [1.0, 1.0, 1.0]], dtype=F64)
+    predicted = (xT + wrong).requires_grad_()
+    found = gradient(endpoint_loss(xT, predicted, (xT != 0).to(F64)), predicted)
+    place = worst(found, torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.0]], dtype=F64))
+    if place:
+        raise Broken(
+            f"the gradient is {found[place]:.3g} for an error of {wrong[place]:g} in a gene whose"
+            f" true level is {xT[place]:g}"
+        )
+
+
+def gradient(value, variable):
+    """The gradient of a loss."""
+    must(value.requires_grad, "what it returns cannot be differentiated: it has left the graph")
+    value.backward()
+    must(bool(torch.isfinite(variable.grad).all()), "its gradient is NaN or infinite")
+    return variable.grad
 
 
 # ---- euler_maruyama_step -------------------------------------------------------------------------
@@ -595,6 +684,80 @@ def chain_follows_noise(ctmc_step):
     """All random numbers come from `noise`: one seed gives one draw, another seed another."""
     d = full(0, 9, 8)
     follows(lambda noise: ctmc_step(d, d + 0.5, 0.0, 0.5, noise))
+
+
+# ---- activation_loss -----------------------------------------------------------------------------
+
+
+@law_of("activation_loss")
+def ignorance_costs_log_2(activation_loss):
+    """Even odds cost log 2 = 0.693 nats a gene, whatever the state and however many genes and
+    cells.
+    """
+    for cells in (1, 7):
+        dT = (random_cells(0, cells, 5) > 0).to(F64)
+        found = activation_loss(dT, torch.zeros_like(dT)).item()
+        must(
+            abs(found - math.log(2)) < 1e-6,
+            f"for log odds of 0, of {cells} x 5 genes, it is {found:.3f}",
+        )
+
+
+@law_of("activation_loss")
+def states_cost_their_log_probability(activation_loss):
+    """A state that was given the probability p costs -log p."""
+    for state in (1.0, 0.0):
+        for p_on in (0.8, 0.3):
+            odds = full(math.log(p_on / (1 - p_on)), 2, 2)
+            found = activation_loss(full(state, 2, 2), odds).item()
+            p = p_on if state else 1 - p_on
+            must(
+                abs(found + math.log(p)) < 1e-6,
+                f"for d_T = {state:g}, which was given the probability {p:.1f}, it is {found:.3f}",
+            )
+
+
+@law_of("activation_loss")
+def genes_and_cells_are_averaged(activation_loss):
+    """The loss of many is the mean over genes and cells."""
+    dT = (random_cells(0, 6, 4) > 0).to(F64)
+    log_odds = 2 * random_cells(1, 6, 4)
+    one_by_one = [
+        activation_loss(dT[i : i + 1, j : j + 1], log_odds[i : i + 1, j : j + 1]).item()
+        for i in range(6)
+        for j in range(4)
+    ]
+    found, expected = activation_loss(dT, log_odds).item(), float(np.mean(one_by_one))
+    must(
+        abs(found - expected) < 1e-6,
+        f"for 6 cells of 4 genes it is {found:.3f}; one by one they cost {expected:.3f} on average",
+    )
+
+
+@law_of("activation_loss")
+def extreme_odds_are_finite(activation_loss):
+    """Log odds of 200 cost 200 where they are wrong and nothing where they are right, and are never
+    NaN.
+    """
+    for kind in (F64, torch.float32):
+        like = torch.zeros(2, 2, dtype=kind)
+        for state, log_odds, expected in ((1, -200, 200), (0, 200, 200), (1, 200, 0), (0, -200, 0)):
+            found = activation_loss(like + state, like + log_odds).item()
+            must(
+                abs(found - expected) < 1e-3,
+                f"for d_T = {state} and log odds of {log_odds} ({kind}) it is {found:.4g}",
+            )
+
+
+@law_of("activation_loss")
+def activation_loss_has_a_gradient(activation_loss):
+    """It can be differentiated by the log odds, also by large ones."""
+    log_odds = torch.tensor([[0.0, 300.0, -300.0]], dtype=F64, requires_grad=True)
+    found = gradient(
+        activation_loss(torch.tensor([[1.0, 1.0, 0.0]], dtype=F64), log_odds), log_odds
+    )
+    expected = torch.tensor([[-0.5 / 3, 0.0, 0.0]], dtype=F64)
+    must(worst(found, expected) is None, f"the gradient is {found.tolist()[0]} for right answers")
 
 
 # ---- transport_cost ------------------------------------------------------------------------------
@@ -851,169 +1014,6 @@ def nodes_are_perturbed_one_by_one(propagate):
         raise Broken(
             f"of the nodes 4, 0, 2, row {place[0]} differs from the response to its node alone"
         )
-
-
-# ---- endpoint_loss -------------------------------------------------------------------------------
-
-
-@law_of("endpoint_loss")
-def expressed_genes_count_squared(endpoint_loss):
-    """An error of 3 in the only expressed gene of a cell costs 9."""
-    xT, dT = torch.tensor([[5.0, 0.0]], dtype=F64), torch.tensor([[1.0, 0.0]], dtype=F64)
-    for guess in (2.0, 8.0):
-        found = endpoint_loss(xT, torch.tensor([[guess, 0.0]], dtype=F64), dT).item()
-        must(abs(found - 9) < 1e-6, f"where {guess:g} is predicted for 5 your loss is {found:.3g}")
-
-
-@law_of("endpoint_loss")
-def silent_genes_do_not_count(endpoint_loss):
-    """A gene with d_T = 0 says nothing of a level: what is predicted for it must not matter."""
-    xT = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]], dtype=F64)
-    dT = (xT != 0).to(F64)
-    off = torch.tensor([[0.0, 9.0, 0.0]], dtype=F64)
-    found = endpoint_loss(xT, xT + off, dT).item()
-    must(
-        abs(found) < 1e-6,
-        f"with every expressed gene right and a silent one off by 9 it is {found:.3g}",
-    )
-
-
-@law_of("endpoint_loss")
-def genes_are_averaged_in_a_cell(endpoint_loss):
-    """Within a cell, squared errors are averaged over the genes that it expresses, not over all and
-    not summed.
-    """
-    xT = torch.tensor([[1.0, 2.0, 0.0, 0.0]], dtype=F64)
-    found = endpoint_loss(xT, xT + torch.tensor([2.0, 4.0, 0.0, 0.0]), (xT != 0).to(F64)).item()
-    must(
-        abs(found - 10) < 1e-6,
-        f"for a cell with errors 2 and 4 in its two expressed genes of four it is {found:.3g}",
-    )
-
-
-@law_of("endpoint_loss")
-def cells_count_alike(endpoint_loss):
-    """Over cells it is a plain mean: one that expresses much counts no more than one that expresses
-    little.
-    """
-    xT = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]], dtype=F64)
-    dT = (xT != 0).to(F64)
-    wrong = torch.tensor([[1.0], [3.0]], dtype=F64)
-    found = endpoint_loss(xT, xT + wrong, dT).item()
-    must(
-        abs(found - 5) < 1e-6,
-        f"for two cells that cost 1 (four expressed genes) and 9 (one) it is {found:.3g}",
-    )
-
-
-@law_of("endpoint_loss")
-def silent_cells_cost_nothing(endpoint_loss):
-    """A cell that expresses nothing costs 0, and counts as a cell all the same."""
-    xT = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=F64)
-    found = endpoint_loss(xT, xT + 2, (xT != 0).to(F64)).item()
-    must(
-        abs(found - 2) < 1e-6,
-        f"for a cell that costs 4 and one that expresses nothing it is {found:.3g}",
-    )
-
-
-@law_of("endpoint_loss")
-def endpoint_loss_has_a_gradient(endpoint_loss):
-    """A loss can be differentiated by the prediction; where that is right, or the gene silent, the
-    gradient is 0.
-    """
-    xT = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=F64)
-    wrong = torch.tensor([[0.0, 1.0, 5.0], [1.0, 1.0, 1.0]], dtype=F64)
-    predicted = (xT + wrong).requires_grad_()
-    found = gradient(endpoint_loss(xT, predicted, (xT != 0).to(F64)), predicted)
-    place = worst(found, torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.0]], dtype=F64))
-    if place:
-        raise Broken(
-            f"the gradient is {found[place]:.3g} for an error of {wrong[place]:g} in a gene whose"
-            f" true level is {xT[place]:g}"
-        )
-
-
-def gradient(value, variable):
-    """The gradient of a loss."""
-    must(value.requires_grad, "what it returns cannot be differentiated: it has left the graph")
-    value.backward()
-    must(bool(torch.isfinite(variable.grad).all()), "its gradient is NaN or infinite")
-    return variable.grad
-
-
-# ---- activation_loss -----------------------------------------------------------------------------
-
-
-@law_of("activation_loss")
-def ignorance_costs_log_2(activation_loss):
-    """Even odds cost log 2 = 0.693 nats a gene, whatever the state and however many genes and
-    cells.
-    """
-    for cells in (1, 7):
-        dT = (random_cells(0, cells, 5) > 0).to(F64)
-        found = activation_loss(dT, torch.zeros_like(dT)).item()
-        must(
-            abs(found - math.log(2)) < 1e-6,
-            f"for log odds of 0, of {cells} x 5 genes, it is {found:.3f}",
-        )
-
-
-@law_of("activation_loss")
-def states_cost_their_log_probability(activation_loss):
-    """A state that was given the probability p costs -log p."""
-    for state in (1.0, 0.0):
-        for p_on in (0.8, 0.3):
-            odds = full(math.log(p_on / (1 - p_on)), 2, 2)
-            found = activation_loss(full(state, 2, 2), odds).item()
-            p = p_on if state else 1 - p_on
-            must(
-                abs(found + math.log(p)) < 1e-6,
-                f"for d_T = {state:g}, which was given the probability {p:.1f}, it is {found:.3f}",
-            )
-
-
-@law_of("activation_loss")
-def genes_and_cells_are_averaged(activation_loss):
-    """The loss of many is the mean over genes and cells."""
-    dT = (random_cells(0, 6, 4) > 0).to(F64)
-    log_odds = 2 * random_cells(1, 6, 4)
-    one_by_one = [
-        activation_loss(dT[i : i + 1, j : j + 1], log_odds[i : i + 1, j : j + 1]).item()
-        for i in range(6)
-        for j in range(4)
-    ]
-    found, expected = activation_loss(dT, log_odds).item(), float(np.mean(one_by_one))
-    must(
-        abs(found - expected) < 1e-6,
-        f"for 6 cells of 4 genes it is {found:.3f}; one by one they cost {expected:.3f} on average",
-    )
-
-
-@law_of("activation_loss")
-def extreme_odds_are_finite(activation_loss):
-    """Log odds of 200 cost 200 where they are wrong and nothing where they are right, and are never
-    NaN.
-    """
-    for kind in (F64, torch.float32):
-        like = torch.zeros(2, 2, dtype=kind)
-        for state, log_odds, expected in ((1, -200, 200), (0, 200, 200), (1, 200, 0), (0, -200, 0)):
-            found = activation_loss(like + state, like + log_odds).item()
-            must(
-                abs(found - expected) < 1e-3,
-                f"for d_T = {state} and log odds of {log_odds} ({kind}) it is {found:.4g}",
-            )
-
-
-@law_of("activation_loss")
-def activation_loss_has_a_gradient(activation_loss):
-    """It can be differentiated by the log odds, also by large ones."""
-    log_odds = torch.tensor([[0.0, 300.0, -300.0]], dtype=F64, requires_grad=True)
-    found = gradient(
-        activation_loss(torch.tensor([[1.0, 1.0, 0.0]], dtype=F64), log_odds), log_odds
-    )
-    expected = torch.tensor([[-0.5 / 3, 0.0, 0.0]], dtype=F64)
-    must(worst(found, expected) is None, f"the gradient is {found.tolist()[0]} for right answers")
 
 
 # ---- sample --------------------------------------------------------------------------------------

@@ -65,6 +65,48 @@ MISTAKES = {
         ("return way / time", "return (way / time).numpy()", "an array where a tensor is due"),
         ("return way / time", "return way // time", "integer division"),
     ],
+    "endpoint_loss": [
+        ("(end[on] - guess[on]) ** 2", "(end - guess) ** 2", "silent genes count"),
+        ("(end[on] - guess[on]) ** 2", "(end[on] - guess[on]).abs()", "absolute error"),
+        ("(end[on] - guess[on]) ** 2", "end[on] ** 2 - guess[on] ** 2", "square of what?"),
+        (
+            "cost = squared.mean() if on.any() else squared.sum()",
+            "cost = squared.mean()",
+            "0 / 0 for a cell that expresses nothing",
+        ),
+        (
+            "cost = squared.mean() if on.any() else squared.sum()",
+            "cost = squared.sum()",
+            "sum for mean",
+        ),
+        (
+            "cost = squared.mean() if on.any() else squared.sum()",
+            "cost = squared.sum() / len(on)",
+            "a mean over all genes",
+        ),
+        (
+            "cost = squared.mean() if on.any() else squared.sum()",
+            "cost = squared.mean().sqrt() if on.any() else squared.sum()",
+            "a root mean square",
+        ),
+        (
+            "        costs.append(cost)\n",
+            "        if on.any():\n            costs.append(cost)\n",
+            "a cell that expresses nothing is no cell",
+        ),
+        (
+            "return torch.stack(costs).mean()",
+            "return ((dT * (xT - predicted) ** 2).sum() / dT.sum())",
+            "a mean over all cells' genes together",
+        ),
+        ("return torch.stack(costs).mean()", "return torch.stack(costs).sum()", "sum for mean"),
+        (
+            "return torch.stack(costs).mean()",
+            "return torch.stack(costs).mean().detach()",
+            "nothing can be learnt: no gradient",
+        ),
+        ("return torch.stack(costs).mean()", "return torch.stack(costs)", "a loss for each cell"),
+    ],
     "euler_maruyama_step": [
         ("spread = sigma * math.sqrt(h)", "spread = sigma * h", "h for its root"),
         ("spread = sigma * math.sqrt(h)", "spread = sigma**2 * h", "variance for deviation"),
@@ -187,6 +229,57 @@ MISTAKES = {
             "return (noise.uniform(d) < on_after).to(d)",
             "return torch.bernoulli(on_after.clamp(0, 1))",
             "random numbers that come from elsewhere",
+        ),
+    ],
+    "activation_loss": [
+        ("sign = 1 - 2 * dT", "sign = 2 * dT - 1", "on and off exchanged"),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus(sign * log_odds).sum()",
+            "sum for mean",
+        ),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus(sign * log_odds).sum(1).mean()",
+            "summed over genes",
+        ),
+        (
+            "return torch.nn.functional.softplus(sign * log_odds).mean()",
+            "p = 1 / (1 + torch.exp(-log_odds))\n"
+            "    return -(dT * torch.log(p) + (1 - dT) * torch.log(1 - p)).mean()",
+            "the logarithm of 0",
+        ),
+        (
+            "return torch.nn.functional.softplus(sign * log_odds).mean()",
+            "p = torch.sigmoid(log_odds).clamp(1e-7, 1 - 1e-7)\n"
+            "    return -(dT * torch.log(p) + (1 - dT) * torch.log(1 - p)).mean()",
+            "clamped: a sure and wrong answer costs 16 and no more",
+        ),
+        (
+            "return torch.nn.functional.softplus(sign * log_odds).mean()",
+            "p = torch.sigmoid(log_odds)\n"
+            "    return torch.nn.functional.binary_cross_entropy_with_logits(p, dT)",
+            "the logistic function twice",
+        ),
+        (
+            "return torch.nn.functional.softplus(sign * log_odds).mean()",
+            "return (dT * torch.nn.functional.softplus(-log_odds)).mean()",
+            "genes that are off cost nothing",
+        ),
+        (
+            "return torch.nn.functional.softplus(sign * log_odds).mean()",
+            "return ((torch.sigmoid(log_odds) - dT) ** 2).mean()",
+            "a squared error for a cross-entropy",
+        ),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus((sign * log_odds).mean())",
+            "the loss of the mean for the mean of the losses",
+        ),
+        (
+            "softplus(sign * log_odds).mean()",
+            "softplus(sign * log_odds).mean().detach()",
+            "nothing can be learnt: no gradient",
         ),
     ],
     "transport_cost": [
@@ -323,99 +416,6 @@ MISTAKES = {
             "            mean[node] = 1  #",
             "            mean[deaf] = signal[deaf]  #",
             "held only where the perturbed gene hears nobody",
-        ),
-    ],
-    "endpoint_loss": [
-        ("(end[on] - guess[on]) ** 2", "(end - guess) ** 2", "silent genes count"),
-        ("(end[on] - guess[on]) ** 2", "(end[on] - guess[on]).abs()", "absolute error"),
-        ("(end[on] - guess[on]) ** 2", "end[on] ** 2 - guess[on] ** 2", "square of what?"),
-        (
-            "cost = squared.mean() if on.any() else squared.sum()",
-            "cost = squared.mean()",
-            "0 / 0 for a cell that expresses nothing",
-        ),
-        (
-            "cost = squared.mean() if on.any() else squared.sum()",
-            "cost = squared.sum()",
-            "sum for mean",
-        ),
-        (
-            "cost = squared.mean() if on.any() else squared.sum()",
-            "cost = squared.sum() / len(on)",
-            "a mean over all genes",
-        ),
-        (
-            "cost = squared.mean() if on.any() else squared.sum()",
-            "cost = squared.mean().sqrt() if on.any() else squared.sum()",
-            "a root mean square",
-        ),
-        (
-            "        costs.append(cost)\n",
-            "        if on.any():\n            costs.append(cost)\n",
-            "a cell that expresses nothing is no cell",
-        ),
-        (
-            "return torch.stack(costs).mean()",
-            "return ((dT * (xT - predicted) ** 2).sum() / dT.sum())",
-            "a mean over all cells' genes together",
-        ),
-        ("return torch.stack(costs).mean()", "return torch.stack(costs).sum()", "sum for mean"),
-        (
-            "return torch.stack(costs).mean()",
-            "return torch.stack(costs).mean().detach()",
-            "nothing can be learnt: no gradient",
-        ),
-        ("return torch.stack(costs).mean()", "return torch.stack(costs)", "a loss for each cell"),
-    ],
-    "activation_loss": [
-        ("sign = 1 - 2 * dT", "sign = 2 * dT - 1", "on and off exchanged"),
-        (
-            "softplus(sign * log_odds).mean()",
-            "softplus(sign * log_odds).sum()",
-            "sum for mean",
-        ),
-        (
-            "softplus(sign * log_odds).mean()",
-            "softplus(sign * log_odds).sum(1).mean()",
-            "summed over genes",
-        ),
-        (
-            "return torch.nn.functional.softplus(sign * log_odds).mean()",
-            "p = 1 / (1 + torch.exp(-log_odds))\n"
-            "    return -(dT * torch.log(p) + (1 - dT) * torch.log(1 - p)).mean()",
-            "the logarithm of 0",
-        ),
-        (
-            "return torch.nn.functional.softplus(sign * log_odds).mean()",
-            "p = torch.sigmoid(log_odds).clamp(1e-7, 1 - 1e-7)\n"
-            "    return -(dT * torch.log(p) + (1 - dT) * torch.log(1 - p)).mean()",
-            "clamped: a sure and wrong answer costs 16 and no more",
-        ),
-        (
-            "return torch.nn.functional.softplus(sign * log_odds).mean()",
-            "p = torch.sigmoid(log_odds)\n"
-            "    return torch.nn.functional.binary_cross_entropy_with_logits(p, dT)",
-            "the logistic function twice",
-        ),
-        (
-            "return torch.nn.functional.softplus(sign * log_odds).mean()",
-            "return (dT * torch.nn.functional.softplus(-log_odds)).mean()",
-            "genes that are off cost nothing",
-        ),
-        (
-            "return torch.nn.functional.softplus(sign * log_odds).mean()",
-            "return ((torch.sigmoid(log_odds) - dT) ** 2).mean()",
-            "a squared error for a cross-entropy",
-        ),
-        (
-            "softplus(sign * log_odds).mean()",
-            "softplus((sign * log_odds).mean())",
-            "the loss of the mean for the mean of the losses",
-        ),
-        (
-            "softplus(sign * log_odds).mean()",
-            "softplus(sign * log_odds).mean().detach()",
-            "nothing can be learnt: no gradient",
         ),
     ],
     "sample": [
