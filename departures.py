@@ -812,7 +812,8 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("gain", torch.zeros(2, networks, 4))
         self.register_buffer("belief", torch.zeros(2))
         self.register_buffer("largest_effect", torch.zeros(()))  # of a training target
-        # How own transcripts move: on average, with their height in the controls, and how far.
+        # How own transcripts move in the direction of their perturbation: on average, with their
+        # height in the controls, and how far.
         self.register_buffer("own", torch.zeros(2))
         self.register_buffer("own_height", torch.zeros(2))
         self.register_buffer("own_slope", torch.zeros(2, 2))
@@ -883,7 +884,8 @@ class ShiftEncoder(nn.Module):
         own_shift = self.own[:, None] + torch.einsum("sh,chn->csn", self.own_slope, height)
         least, largest = self.own_range[..., None].unbind(1)
         own = self.own_genes(conditions, model)[:, None]
-        return torch.where(own, own_shift.clamp(least, largest), shift)
+        along = model.direction[conditions.cell_type][:, None, None]
+        return torch.where(own, along * own_shift.clamp(least, largest), shift)
 
     def networks_say(self, conditions, model):
         """The networks' effects, each multiplied by its gain, (C, 2, N); 0 on own transcripts."""
@@ -931,6 +933,10 @@ class ShiftEncoder(nn.Module):
         unit = F.normalize(self.structure[:, :-1], dim=1)  # the last number is 1 for all
         alike = (unit @ unit.T)[mine.clamp_min(0), fitted.clamp_min(0)]
         structure = (both * alike).sum((2, 3)).double()
+        # What activating a target does, knocking it down undoes.
+        direction = model.direction.double()
+        both_ways = direction[conditions.cell_type][:, None] * direction[self.cell_type]
+        same_target, structure = both_ways * same_target, both_ways * structure
         like = self.likeness(model)[conditions.cell_type][:, self.cell_type]
         shared = both.double().sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)
         kernels = [
@@ -990,7 +996,9 @@ class ShiftEncoder(nn.Module):
         cells, on, level = cells.double(), on.double(), level.double()
         usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
         near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
-        self.fit_own_transcripts(near - start[:, 0], level - start[:, 1], on, model)
+        along = model.direction[self.cell_type].double()[:, None]
+        moved = along * (near - start[:, 0]), along * (level - start[:, 1])
+        self.fit_own_transcripts(*moved, on, model)
         self.fit_networks(near - start[:, 0], level - start[:, 1], cells, on, model)
         prior = self.prior_mean(conditions, model).double()
         same_type, kernels = self.relations(conditions, model)
@@ -1019,7 +1027,8 @@ class ShiftEncoder(nn.Module):
     def fit_own_transcripts(self, log_odds, level, on, model):
         """How far the transcripts of single targets moved: on average, and with their height.
 
-        log_odds, level (Q, N): the shifts that were measured; on (Q, N): in how many cells.
+        log_odds, level (Q, N): the shifts that were measured, times the conditions' directions; on
+        (Q, N): in how many cells.
         """
         single = (self.target >= 0).sum(1) == 1
         alone = single[:, None] & self.own_genes(self.training_conditions(), model)
@@ -1102,7 +1111,7 @@ class Shifted(Departures):
         self.register_buffer("gene_scale", torch.ones(n_genes))  # sd within a group
         self.register_buffer("level_scale", torch.ones(n_genes))  # sd of the level if expressed
         self.register_buffer("usual_fraction", torch.full((n_genes,), 0.5))  # of all training cells
-        self.register_buffer("direction", -torch.ones(()))  # knocked down; 1: activated
+        self.register_buffer("direction", -torch.ones(n_types))  # knocked down; 1: activated
         self.encoder = ShiftEncoder(
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,
@@ -1116,6 +1125,8 @@ class Shifted(Departures):
             self.cell_types.append(name)
             for table in ("control_mean", "control_level", "control_log_odds", "control_scale"):
                 setattr(self, table, F.pad(getattr(self, table), (0, 0, 0, 1)))
+            usual = 1.0 if self.direction.sum() > 0 else -1.0
+            self.direction = F.pad(self.direction, (0, 1), value=usual)
         k = self.cell_types.index(name)
         mean, level, fraction, variance = (
             torch.as_tensor(a).to(self.level_scale) for a in (mean, level, fraction, variance)
@@ -1139,12 +1150,12 @@ class Shifted(Departures):
     def knock_down(self, target, cell_type):
         """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.
 
-        A gene falls by its mean; where the screen activates genes (`direction`) it rises so far.
+        A gene falls by its mean; in a type whose genes are activated (`direction`) it rises so far.
         target and cell_type are tensors of indices that broadcast against each other.
         """
         gene = self.target_gene[target]
         height = self.control_mean[cell_type, gene] / self.gene_scale[gene]
-        return self.direction * torch.where(gene >= 0, height, 1.0)
+        return self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)
 
     def encode(self, conditions, which, noise=None):
         """Encode the distinct conditions (C of them), then hand each cell its own, which (B,)."""

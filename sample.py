@@ -29,7 +29,7 @@ from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
-FORMAT = 7  # of the checkpoint; raise it when that changes
+FORMAT = 8  # of the checkpoint; raise it when that changes
 PARTS = {  # of a checkpoint (train.py writes it)
     "settings", "reading", "genes", "targets", "cell_types", "kind", "sizes", "model",
     "epoch", "epochs", "optimiser", "log", "groups",

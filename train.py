@@ -142,7 +142,7 @@ def describe_screen(model, screen, variance):
     model.usual_fraction.copy_(torch.as_tensor((fraction * len(rows) + 0.5) / (len(rows) + 1)))
     model.level_scale.copy_(torch.as_tensor(np.sqrt(variance).clip(0.05)))
     if screen.kind == "gene":
-        model.direction.fill_(screens.direction(screen))
+        model.direction.copy_(torch.as_tensor(screens.directions(screen)))
     for cell_type in model.cell_types:
         described = screens.control_statistics(screen, cell_type, level)
         model.describe_cell_type(cell_type, *described)
@@ -212,7 +212,7 @@ def fitted_effects(model, screen, within, cells, sd):
         return effects
     correlation = torch.as_tensor(within / sd[:, None] / sd).to(effects)
     names = [model.targets[p] for p in measured.tolist()]
-    evidence = screens.knock_downs(screen, names, sd, float(model.direction))
+    evidence = screens.knock_downs(screen, names, sd, model.direction.tolist())
     evidence = [torch.as_tensor(a).to(effects) for a in evidence]
     seen = torch.nonzero(model.encoder.seen[measured].cpu()).squeeze(1)
     order = torch.randperm(len(seen), generator=Noise(model.settings.seed).generator)

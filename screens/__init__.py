@@ -26,12 +26,13 @@ from screens.screen import COLUMNS, Screen, describe, prepare, read_screen, same
 from screens.split import at_type, resolve, split
 from screens.statistics import (
     control_statistics,
-    direction,
+    directions,
     hurdle_shifts,
     knock_downs,
     mean_of,
     mean_shifts,
     population_statistics,
+    stated_directions,
     training_statistics,
     within_covariance,
 )
@@ -54,7 +55,7 @@ __all__ = [
     "condition_arrays",
     "control_statistics",
     "describe",
-    "direction",
+    "directions",
     "fingerprints",
     "hurdle_shifts",
     "in_memory",
@@ -76,6 +77,7 @@ __all__ = [
     "some",
     "split",
     "stacked",
+    "stated_directions",
     "structures",
     "take_genes",
     "targets_of",

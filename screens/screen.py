@@ -23,6 +23,7 @@ from screens.labels import (
 )
 from screens.normalise import log1p_csr
 from screens.split import split
+from screens.statistics import stated_directions
 
 COLUMNS = {  # options of `prepare`
     "perturbation_column": "column of the perturbation, where detection guesses wrong",
@@ -203,6 +204,11 @@ def describe(screen):
     if held:
         line += f" ({some(held, 4)})"
     lines = [line]
+    stated = stated_directions(screen)
+    for sign, word in (1.0, "rise"), (-1.0, "fall"):
+        types = [cell_type for cell_type in stated if stated[cell_type] == sign]
+        if types:
+            lines.append(f"perturbed genes {word} in {some(types)}, by 'perturbation_type'")
     targets = {name for key in screen.groups for name, _ in targets_of(key[0], screen.kind)}
     unmeasured = sorted(targets - set(screen.genes))
     if unmeasured and screen.kind == "gene":

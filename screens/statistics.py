@@ -4,11 +4,12 @@ Axes: C cells, N genes, P targets, Q training conditions.
 """
 
 import math
+import re
 
 import numpy as np
 
 from screens.files import blocks
-from screens.labels import CONTROL, targets_of
+from screens.labels import CONTROL, targets_of, text_of
 
 CELLS_AT_ONCE = 4096
 
@@ -70,13 +71,48 @@ def training_statistics(screen):
     return np.array(cells), np.array(on), np.array(level), variance
 
 
-def direction(screen):
-    """Whether perturbed genes rise (1.0) or fall (-1.0), by what their own transcripts did."""
+RISE = re.compile("crispra|activat|over-?express|gain", re.IGNORECASE)
+FALL = re.compile(
+    "crispri|interfer|repress|inhibit|knock|-?ko\\b|rnai|[ls]hrna|sirna", re.IGNORECASE
+)
+
+
+def stated_directions(screen):
+    """{cell type: 1.0 or -1.0}: whether its perturbed genes rise or fall, where the file says so.
+
+    By the column `perturbation_type` of its perturbed cells: CRISPRa, activation, overexpression;
+    CRISPRi, knock-out, knock-down … A type of which it says neither, or both, is left out.
+    """
+    if screen.kind != "gene" or "perturbation_type" not in screen.obs:
+        return {}
+    stated = {}
+    kinds = text_of(screen.obs["perturbation_type"]).astype(str)
+    perturbed = screen.perturbation != CONTROL
+    for cell_type in screen.cell_types:
+        said = " ".join(np.unique(kinds[perturbed & (screen.cell_type == cell_type)]))
+        rise, fall = bool(RISE.search(said)), bool(FALL.search(said))
+        if rise != fall:
+            stated[cell_type] = 1.0 if rise else -1.0
+    return stated
+
+
+def directions(screen):
+    """Whether perturbed genes rise (1.0) or fall (-1.0) in each of K cell types: (K,).
+
+    As the file states it; else by what the perturbed genes' own transcripts did in the other types.
+    """
+    stated = stated_directions(screen)
+    measured = measured_direction(screen, stated)
+    return np.array([stated.get(cell_type, measured) for cell_type in screen.cell_types])
+
+
+def measured_direction(screen, stated):
+    """Whether own transcripts rose (1.0) or fell (-1.0), where nothing is stated of the type."""
     position = {gene: i for i, gene in enumerate(screen.genes)}
     moved = 0.0
-    for (perturbation, _), shift in mean_shifts(screen).items():
+    for (perturbation, cell_type), shift in mean_shifts(screen).items():
         for target, _ in targets_of(perturbation, screen.kind):
-            if target in position:
+            if target in position and cell_type not in stated:
                 moved += shift[position[target]]
     return 1.0 if moved > 0 else -1.0
 
@@ -136,10 +172,10 @@ def within_covariance(screen, groups, columns=slice(None)):
     return np.asarray(products, np.float64) / cells, cells
 
 
-def knock_downs(screen, names, sd, sign=-1.0):
+def knock_downs(screen, names, sd, signs):
     """What training perturbations did to the means, in units of the genes' standard deviations.
 
-    names: of P targets, all of them measured genes; sd (N,); sign: see `direction`. Of the Q
+    names: of P targets, all of them measured genes; sd (N,); signs (K,): see `directions`. Of the Q
     training conditions whose targets are all among these: how far each target moved (Q, P), which
     is its own mean in the controls; how far every gene moved (Q, N); and the error variance of that
     (Q, 1).
@@ -147,7 +183,9 @@ def knock_downs(screen, names, sd, sign=-1.0):
     shift = mean_shifts(screen)
     place = {name: i for i, name in enumerate(names)}
     gene_of = [int(np.flatnonzero(screen.genes == name)[0]) for name in names]
-    height = {t: mean_of(screen, screen.controls(t)) / sd for t in screen.cell_types}
+    height = {}
+    for cell_type, sign in zip(screen.cell_types, signs, strict=True):
+        height[cell_type] = sign * mean_of(screen, screen.controls(cell_type)) / sd
     falls = []
     moves = []
     variances = []
@@ -158,7 +196,7 @@ def knock_downs(screen, names, sd, sign=-1.0):
             continue
         fall = np.zeros(len(names))
         for target in targets:
-            fall[place[target]] = sign * height[cell_type][gene_of[place[target]]]
+            fall[place[target]] = height[cell_type][gene_of[place[target]]]
         falls.append(fall)
         moves.append(shift[key] / sd)
         variances.append(error_variance(screen, key))

@@ -451,6 +451,34 @@ def test_other_controls_than_those_of_the_fit_have_another_chance():
     assert np.allclose(before - expected(model, *rows), correction, atol=1e-5)
 
 
+def test_a_knock_down_undoes_what_activation_does():
+    """Of two types, one knocks down and one activates: what is carried over turns its sign."""
+    rows = [((), A), ((), B), *[((p,), A) for p in range(6)], *[((p,), B) for p in range(5)]]
+    same = random_shifts(6)
+    carried = {}
+    for sign in (1.0, -1.0):
+        shifts = np.concatenate([NOBODY, NOBODY, same, sign * same[:5]])
+        model = model_of(conditions=len(rows), targets="uvwxyz")
+        model.direction[B] = sign * model.direction[A]
+        model.encoder.fit(counts_of(model, rows, shifts, 1000.0), model)
+        carried[sign] = expected(model, ((5,), B))[0]
+    assert np.corrcoef(carried[1.0].ravel(), same[5].ravel())[0, 1] > 0.9
+    assert np.allclose(carried[-1.0], -carried[1.0], atol=0.1)
+
+
+def test_an_own_transcript_rises_where_it_is_activated():
+    """As far as others fell where they were knocked down."""
+    rows = [((), A), ((0,), A), ((1,), A), ((), B)]
+    shifts = np.zeros((4, 2, GENES))
+    shifts[1, :, 0] = shifts[2, :, 1] = -1
+    model = model_of(conditions=4)
+    model.direction[B] = 1.0
+    model.encoder.fit(counts_of(model, rows, shifts, MANY), model)
+    model.target_gene[2] = 2
+    own = model.encoder.prior_mean(conditions_of([((2,), A), ((2,), B)]), model)[:, :, 2]
+    assert np.allclose(own, [[-1, -1], [1, 1]], atol=0.02)
+
+
 ROWS = {
     "gene": [((), A), ((0,), A), ((1,), A), ((0, 1), A), ((), B), ((2,), B), ((0, 3), B),
              ((3, 4), B), ((5,), A), ((0,), C), ((), C)],
@@ -680,15 +708,15 @@ def test_an_unseen_drug_borrows_from_its_sibling():
 
 
 def test_a_knock_down_takes_a_target_from_its_mean_to_0_in_standard_deviations():
-    """Of its cell type; one that is not measured falls by 1. Where genes are activated, up."""
+    """Of its cell type; one that is not measured falls by 1. In types that are activated, up."""
     model = model_of()
     model.control_mean[A, 0] = 0.5
     model.control_mean[:, 1] = torch.tensor([0.5, 1.0])
     model.gene_scale[:2] = torch.tensor([1.0, 0.25])
     asked = torch.tensor([0, 1, 1, 2]), torch.tensor([A, A, B, A])
     assert model.knock_down(*asked).tolist() == [-0.5, -2.0, -4.0, -1.0]
-    model.direction.fill_(1.0)
-    assert model.knock_down(*asked).tolist() == [0.5, 2.0, 4.0, 1.0]
+    model.direction[B] = 1.0
+    assert model.knock_down(*asked).tolist() == [-0.5, -2.0, 4.0, -1.0]
 
 
 def test_a_network_says_its_effects_times_the_fall_times_a_gain_of_the_genes_own_statistics():
@@ -769,7 +797,7 @@ def test_an_own_transcript_moves_as_those_of_the_training_targets_did():
     for size in (1.0, 30.0):
         model, shifts = knock_downs(network() * size, [0.1 / size] * 4)
         own = np.mean([shifts[1 + p, :, p] for p in range(4)], 0)
-        assert np.allclose(model.encoder.own, own, atol=0.02)
+        assert np.allclose(model.encoder.own, -own, atol=0.02)  # along a knock-down
         assert np.allclose(expected(model, ((4,), A))[0, :, 4], own, atol=0.1)
         prior = model.encoder.prior_mean(conditions_of([((4,), A)]), model)
         assert np.allclose(prior[0, :, 4], own, atol=0.02)
@@ -811,8 +839,8 @@ def test_an_own_transcript_moves_no_farther_than_one_in_training_did():
     encoder = model.encoder
     encoder.own_slope[:] = 100.0
     prior = encoder.prior_mean(conditions_of([((4,), A)]), model)[0, :, 4]
-    assert torch.isclose(prior[:, None], encoder.own_range).any(1).all()
-    assert np.allclose(encoder.own_range, [[-5, -2], [-1, -1]], atol=0.02)
+    assert torch.isclose(-prior[:, None], encoder.own_range).any(1).all()
+    assert np.allclose(encoder.own_range, [[2, 5], [1, 1]], atol=0.02)
 
 
 def test_an_own_transcript_that_is_gone_says_nothing_of_its_level():
@@ -824,7 +852,7 @@ def test_an_own_transcript_that_is_gone_says_nothing_of_its_level():
     populations.level[1, 0] = 0
     model.encoder.fit(populations, model)
     assert float(model.encoder.own[1]) == pytest.approx(0, abs=1e-6)
-    assert float(model.encoder.own[0]) < -1
+    assert float(model.encoder.own[0]) > 1
 
 
 def test_a_filled_row_is_no_fifth_target():

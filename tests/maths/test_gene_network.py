@@ -126,7 +126,7 @@ def model_of(targets, genes):
     seen = torch.zeros(len(targets), dtype=torch.bool)
     own = SimpleNamespace(seed=0)
     encoder = SimpleNamespace(seen=seen)
-    down = torch.tensor(-1.0)
+    down = torch.tensor([-1.0])
     return SimpleNamespace(
         targets=targets, genes=genes, settings=own, encoder=encoder, direction=down
     )

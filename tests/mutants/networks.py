@@ -264,6 +264,30 @@ MUTANTS = {
     "maths/test_encoder.py": [
         (
             "departures.py",
+            "both_ways = direction[conditions.cell_type][:, None] * direction[self.cell_type]",
+            "both_ways = direction[self.cell_type].expand_as(same_type)",
+            "a condition borrows with the sign of the other, not of both",
+        ),
+        (
+            "departures.py",
+            "same_target, structure = both_ways * same_target, both_ways * structure",
+            "structure = both_ways * structure",
+            "what activation does is expected of a knock-down too",
+        ),
+        (
+            "departures.py",
+            "along * own_shift.clamp(least, largest)",
+            "own_shift.clamp(least, largest)",
+            "an own transcript rises where it is knocked down",
+        ),
+        (
+            "departures.py",
+            "moved = along * (near - start[:, 0]), along * (level - start[:, 1])",
+            "moved = near - start[:, 0], level - start[:, 1]",
+            "own transcripts that rose and fell are averaged",
+        ),
+        (
+            "departures.py",
             "return (z * present[..., None]).sum(1)",
             "return z.sum(1)",
             "no perturbation is the first target (Part I)",
@@ -361,19 +385,19 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return self.direction * torch.where(gene >= 0, height, 1.0)",
-            "return -self.direction * torch.where(gene >= 0, height, 1.0)",
+            "return self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)",
+            "return -self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)",
             "a knock-down that raises its target",
         ),
         (
             "departures.py",
-            "return self.direction * torch.where(gene >= 0, height, 1.0)",
-            "return self.direction * height",
+            "return self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)",
+            "return self.direction[cell_type] * height",
             "a target that is not measured falls like the last gene",
         ),
         (
             "departures.py",
-            "return self.direction * torch.where(gene >= 0, height, 1.0)",
+            "return self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)",
             "return -torch.where(gene >= 0, height, 1.0)",
             "a gene that is activated falls",
         ),
@@ -440,14 +464,14 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return torch.where(own, own_shift.clamp(least, largest), shift)",
+            "return torch.where(own, along * own_shift.clamp(least, largest), shift)",
             "return shift",
             "an unseen target's own transcript stays where it is",
         ),
         (
             "departures.py",
-            "return torch.where(own, own_shift.clamp(least, largest), shift)",
-            "return torch.where(own, own_shift, shift)",
+            "return torch.where(own, along * own_shift.clamp(least, largest), shift)",
+            "return torch.where(own, along * own_shift, shift)",
             "an own transcript moves farther than any in training did",
         ),
         (

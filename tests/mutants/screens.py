@@ -242,14 +242,14 @@ MUTANTS = {
         ),
         (
             "screens/statistics.py",
-            "fall[place[target]] = sign * height",
-            "fall[place[target]] = height",
+            "height[cell_type] = sign * mean_of(",
+            "height[cell_type] = mean_of(",
             "a knock-down that raises its target",
         ),
         (
             "screens/statistics.py",
-            "fall[place[target]] = sign * height",
-            "fall[place[target]] = -height",
+            "height[cell_type] = sign * mean_of(",
+            "height[cell_type] = -mean_of(",
             "an activation that lowers its target",
         ),
         (
@@ -281,6 +281,24 @@ MUTANTS = {
             "return 1.0 if moved > 0 else -1.0",
             "return -1.0",
             "every screen knocks down",
+        ),
+        (
+            "screens/statistics.py",
+            "if rise != fall:",
+            "if rise or fall:",
+            "a type of both kinds is said to rise",
+        ),
+        (
+            "screens/statistics.py",
+            "if target in position and cell_type not in stated:",
+            "if target in position:",
+            "types whose direction is stated tell that of the others",
+        ),
+        (
+            "screens/statistics.py",
+            'said = " ".join(np.unique(kinds[perturbed & (screen.cell_type == cell_type)]))',
+            'said = " ".join(np.unique(kinds[screen.cell_type == cell_type]))',
+            "what is said of the controls counts",
         ),
         (
             "screens/statistics.py",

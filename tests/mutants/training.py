@@ -16,7 +16,7 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "model.direction.fill_(screens.direction(screen))",
+            "model.direction.copy_(torch.as_tensor(screens.directions(screen)))",
             "pass",
             "activated genes are taken for knocked-down ones",
         ),

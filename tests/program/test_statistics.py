@@ -1,6 +1,7 @@
 """What is measured of a screen's cells, and their way into tensors."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -163,18 +164,58 @@ def test_the_direction_is_that_of_the_perturbed_genes_own_transcripts(sign):
     }
     screen = screen_of(means, genes=["A", "B", "C"])
     screen.held_out = {("C", "t")}
-    assert screens.direction(screen) == sign
+    assert screens.directions(screen).tolist() == [sign]
 
 
 def test_the_direction_counts_both_genes_of_a_pair():
     """Together they fall, though the first rises; where nothing moved it is down too."""
     base = np.array([4.0, 4])
     means = {("control", "t"): base, ("A+B", "t"): base + [1, -2]}
-    assert screens.direction(screen_of(means, genes=["A", "B"])) == -1
+    assert screens.directions(screen_of(means, genes=["A", "B"])) == [-1]
     means["A+B", "t"] = base + [2, -1]
-    assert screens.direction(screen_of(means, genes=["A", "B"])) == 1
+    assert screens.directions(screen_of(means, genes=["A", "B"])) == [1]
     del means["A+B", "t"]
-    assert screens.direction(screen_of(means, genes=["A", "B"])) == -1
+    assert screens.directions(screen_of(means, genes=["A", "B"])) == [-1]
+
+
+def stating(**kinds):
+    """A screen of the types t, u and v, in all of which A rises, with `kinds` of perturbation."""
+    means = {}
+    for cell_type in "tuv":
+        means["control", cell_type] = np.array([1.0, 1])
+        means["A", cell_type] = np.array([2.0, 1])
+    screen = screen_of(means, genes=["A", "B"])
+    said = [kinds.get(t, "") for t in screen.cell_type]
+    said = np.where(screen.perturbation == "control", "CRISPRi", said)
+    screen.obs = pd.DataFrame({"perturbation_type": said})
+    return screen
+
+
+@pytest.mark.parametrize("fall", ["CRISPRi", "knock-out", "CRISPR-KO", "shRNA", "repression"])
+@pytest.mark.parametrize("rise", ["CRISPRa", "activation", "ORF overexpression"])
+def test_the_direction_is_what_the_file_states_of_a_types_perturbed_cells(rise, fall):
+    """Where it states nothing, or a word for neither, own transcripts tell: here they rise."""
+    screen = stating(t=rise, u=fall, v="CRISPR")
+    assert screens.stated_directions(screen) == {"t": 1, "u": -1}
+    assert screens.directions(screen).tolist() == [1, -1, 1]
+
+
+def test_types_whose_direction_is_stated_do_not_tell_that_of_the_others():
+    """A falls in v, of which nothing is stated, and rises in the others."""
+    screen = stating(t="CRISPRa", u="CRISPRa")
+    screen.X = screen.X.tolil()
+    screen.X[screen.groups["A", "v"], 0] = 0
+    screen.X = screen.X.tocsr()
+    assert screens.directions(screen).tolist() == [1, 1, -1]
+
+
+def test_a_type_of_both_kinds_is_as_one_of_which_nothing_is_stated():
+    """Its own transcripts tell."""
+    screen = stating(t="CRISPRi")
+    rows = screen.groups["A", "t"]
+    screen.obs.loc[rows[: len(rows) // 2], "perturbation_type"] = "CRISPRa"
+    assert screens.stated_directions(screen) == {}
+    assert screens.directions(screen).tolist() == [1, 1, 1]
 
 
 KNOCKED = {
@@ -185,7 +226,7 @@ KNOCKED = {
 SD = np.array([1.0, 2, 1, 3])
 
 
-def knock_downs(*sign):
+def knock_downs(signs=(-1.0, -1.0)):
     """Of names A, B and D: C is no name, B@t is held out, D@u is a type with other means."""
     t = np.array([2.0, 4, 1, 3])
     u = np.array([1.0, 4, 1, 6])
@@ -200,7 +241,7 @@ def knock_downs(*sign):
     }
     screen = screen_of(means, genes=["A", "B", "C", "D"])
     screen.held_out = {("B", "t")}
-    return screens.knock_downs(screen, ["A", "B", "D"], SD, *sign)
+    return screens.knock_downs(screen, ["A", "B", "D"], SD, signs)
 
 
 def test_a_target_that_is_knocked_down_falls_by_its_own_mean_in_units_of_sd():
@@ -210,9 +251,9 @@ def test_a_target_that_is_knocked_down_falls_by_its_own_mean_in_units_of_sd():
 
 
 def test_a_target_that_is_activated_rises_by_as_much():
-    """The means that were measured stay what they are."""
-    rise, moved, _ = knock_downs(1.0)
-    assert np.allclose(rise, [[2, 0, 0], [2, 2, 0], [0, 0, 2]])
+    """In its own cell type. The means that were measured stay what they are."""
+    rise, moved, _ = knock_downs([1.0, -1.0])
+    assert np.allclose(rise, [[2, 0, 0], [2, 2, 0], [0, 0, -2]])
     assert np.array_equal(moved, knock_downs()[1])
 
 
@@ -230,7 +271,7 @@ def test_the_error_variance_counts_the_cells_of_both_groups():
 def test_without_training_conditions_there_are_no_knock_downs():
     screen = screen_of({("control", "t"): np.ones(2), ("g0", "t"): np.ones(2)})
     screen.held_out = {("g0", "t")}
-    fall, moved, variance = screens.knock_downs(screen, ["g0"], np.ones(2))
+    fall, moved, variance = screens.knock_downs(screen, ["g0"], np.ones(2), [-1.0])
     assert (fall.shape, moved.shape, variance.shape) == ((0, 1), (0, 2), (0, 1))
 
 

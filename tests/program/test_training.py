@@ -137,7 +137,7 @@ def test_a_model_knows_whether_its_screen_knocks_down_or_activates(rise):
     base = np.full(3, 2.0)
     moved = {("g0", "t"): base + [rise, 0, 0], ("g1", "t"): base + [0, rise, 0]}
     model = built(screen_of({(CONTROL, "t"): base, **moved}))
-    assert model.direction.item() == rise
+    assert model.direction.tolist() == [rise]
 
 
 def test_a_cell_type_is_described_by_its_own_controls():
