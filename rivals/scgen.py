@@ -14,6 +14,8 @@ import screens
 from rivals.training import minimise
 from rivals.vector_arithmetic import arithmetic
 
+HELD_OUT_CELLS = 2048  # at most, that early stopping looks at
+
 
 class VAE(nn.Module):
     """An encoder N -> hidden -> hidden -> d and its mirror image, for log1p expression."""
@@ -60,46 +62,44 @@ def vae_loss(vae, x, noise, kl_weight=5e-5):
     return (squared_error / 2 + kl_weight * kl).mean()
 
 
-def train_vae(
-    vae, screen, device, batch=32, epochs=100, most_steps=4000, patience=10, desc="scGen"
-):
-    """Train on all training cells but a tenth; stop early where that tenth gets no better.
+def train_vae(vae, screen, device, steps, desc, batch=32, patience=10):
+    """Train a VAE on all training cells but a tenth; return it in evaluation mode.
 
-    After `patience` epochs; the best weights stay. Ends after `epochs` (the paper's 100) or
-    `most_steps` (ours: a minute or two on a core), in evaluation mode.
+    Adam with a learning rate of 1e-3. The loss of that tenth is looked at every epoch, or twenty
+    times in all if that is more often. Training stops after `steps`, or after `patience` looks that
+    found nothing better; the best weights stay.
     """
     cells = screens.Cells(screen.X, device)
     rows = np.concatenate(list(screen.training_groups().values()))
     rows = rows[torch.randperm(len(rows)).numpy()]
     held_out, rows = np.split(rows, [max(1, len(rows) // 10)])
-    held_out = cells(held_out[:CELLS_OF_LOSS])
-    epoch = max(1, len(rows) // batch)
-    best, best_weights, best_epoch = np.inf, None, 0
+    held_out = cells(held_out[:HELD_OUT_CELLS])
+    between_looks = max(1, min(len(rows) // batch, steps // 20))
     latent = vae.mean.out_features
+    best = best_look = np.inf
+    best_weights = None
 
     def loss(step):
-        nonlocal best, best_weights, best_epoch
-        if step % epoch == 0:
+        nonlocal best, best_look, best_weights
+        look, rest = divmod(step, between_looks)
+        if rest == 0:
             vae.eval()
             with torch.no_grad():
                 now = vae_loss(vae, held_out, torch.zeros(latent, device=device)).item()
-            if now < best:
-                best, best_weights, best_epoch = now, copy.deepcopy(vae.state_dict()), step // epoch
-            if step // epoch - best_epoch >= patience:
-                return None
             vae.train()
+            if now < best:
+                best, best_look, best_weights = now, look, copy.deepcopy(vae.state_dict())
+            if look - best_look >= patience:
+                return None
         x = cells(rows[torch.randint(len(rows), (batch,)).numpy()])
         return vae_loss(vae, x, torch.randn(batch, latent, device=device))
 
-    minimise(vae.parameters(), loss, min(epochs * epoch, most_steps), 1e-3, desc)
+    minimise(vae.parameters(), loss, steps, 1e-3, desc)
     vae.load_state_dict(best_weights)
     return vae.eval()
 
 
-CELLS_OF_LOSS = 2048  # held-out cells that early stopping looks at, at most
-
-
-def latent_space(screen, seed, device, desc, **shape):
+def latent_space(screen, seed, device, steps, desc, **shape):
     """encode and decode between cells (n, N) and latent means (n, d), arrays; and their VAE.
 
     It is trained when one of the two is called first. shape: of `VAE`.
@@ -113,15 +113,17 @@ def latent_space(screen, seed, device, desc, **shape):
     def trained():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return train_vae(vae, screen, device, desc=desc)
+            return train_vae(vae, screen, device, steps, desc)
 
     def encode(cells):
+        network = trained()
         with torch.no_grad():
-            return trained().encode(to_tensor(cells))[0].cpu().numpy()
+            return network.encode(to_tensor(cells))[0].cpu().numpy()
 
     def decode(codes):
+        network = trained()
         with torch.no_grad():
-            return trained().decode(to_tensor(codes)).cpu().numpy()
+            return network.decode(to_tensor(codes)).cpu().numpy()
 
     def to_tensor(values):
         return torch.as_tensor(values, dtype=torch.float32, device=device)
@@ -129,12 +131,13 @@ def latent_space(screen, seed, device, desc, **shape):
     return encode, decode, vae
 
 
-def scgen(screen, seed=0, device="cpu"):
+def scgen(screen, seed=0, device="cpu", steps=4000):
     """Predict the decoded sum of a control's latent mean and delta (`arithmetic`).
 
+    The published code takes up to 100 epochs; of 4,000 steps, that is a screen of 1,280 cells.
     Applies where this very perturbation, dose included, was trained on in some cell type.
     """
-    encode, decode, vae = latent_space(screen, seed, device, "scGen")
+    encode, decode, vae = latent_space(screen, seed, device, steps, "scGen")
     predict = arithmetic(screen, encode, decode)
     predict.parameters = sum(weights.numel() for weights in vae.parameters())
     return predict
