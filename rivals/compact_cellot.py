@@ -19,6 +19,7 @@ def compact_cellot(screen, seed=0, device="cpu", steps=1000, vae_steps=4000):
     shape = {"latent": 50, "hidden": 512, "dropout": 0.0}
     encode, decode, vae = latent_space(screen, seed, device, vae_steps, "autoencoder", **shape)
     training = {"steps": steps, "learning_rate": 5e-4, "largest_gradient": 0.5}
+    training["desc"] = "Compact CellOT"
     predict = transport_map(
         screen, encode, decode, COMPACT, training, seed, device, standardise=True
     )

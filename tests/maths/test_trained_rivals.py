@@ -354,14 +354,12 @@ def test_the_networks_are_convex(form, d, seed):
 
 
 def test_with_a_weight_below_zero_a_network_is_not_convex():
-    """Else the test above could not fail; and the measure of it is how far it is below."""
+    """Else the test above could not fail."""
     network = randomised(CELLOT, 1, 0)
-    assert network.below_zero() == 0
     with torch.no_grad():
         network.W[-1][0, :2] = tensor([-3, -400])
     x = tensor(np.linspace(-3, 3, 101))[:, None]
     assert torch.diff(network(x), 2).min() < -1e-3
-    assert network.below_zero().item() == pytest.approx(np.hypot(3, 400))
 
 
 @FORMS
@@ -501,7 +499,7 @@ def conjugate_of(f, x, start):
 class Trained:
     """A pair trained between two Gaussians, and the dual value after each third of the steps."""
 
-    def __init__(self, d, form, steps, learning_rate, largest_gradient):
+    def __init__(self, d, form, steps, **options):
         self.known = Gaussians(d)
         f, self.g = networks(d, form, double=False)
         torch.manual_seed(0)
@@ -512,12 +510,12 @@ class Trained:
         def draw_x():
             if next(count) % (steps * 11 // 3) == 0:
                 self.dual.append(self.dual_value(f))
-            return self.known.draw(rivals.cellot.BATCH)[0].float()
+            return self.known.draw(128)[0].float()
 
         def draw_y():
-            return self.known.draw(rivals.cellot.BATCH)[1].float()
+            return self.known.draw(128)[1].float()
 
-        train_pair(f, self.g, draw_x, draw_y, steps, learning_rate, largest_gradient)
+        train_pair(f, self.g, draw_x, draw_y, steps, desc="pair", **options)
         f.clamp()
         self.dual.append(self.dual_value(f))
 
@@ -535,22 +533,33 @@ class Trained:
         return missed.sum(1).mean().item() / np.trace(self.known.S1)
 
 
-@pytest.fixture(scope="module", params=["CellOT", "compact"])
-def form_and_pairs(request):
-    """Pairs trained in two and in ten dimensions."""
-    torch.set_num_threads(1)
-    if request.param == "CellOT":
-        return [Trained(d, CELLOT, STEPS, 1e-3, None) for d in (2, 10)]
-    return [Trained(d, COMPACT, STEPS, 5e-4, 0.5) for d in (2, 10)]
+STEPS = 280
 
 
-STEPS = 240
+@pytest.fixture(scope="module", params=itertools.product(("CellOT", "compact"), (2, 10)), ids=str)
+def trained(request):
+    """Each form in two and in ten dimensions, with the learning rates of the rivals."""
+    form, d = request.param
+    if form == "CellOT":
+        return Trained(d, CELLOT, STEPS, learning_rate=5e-4)
+    return Trained(d, COMPACT, STEPS, learning_rate=5e-4, largest_gradient=0.5)
 
 
-def test_the_map_between_gaussians_is_briers(form_and_pairs):
-    """All but 5 % of the variance is explained by the closed form."""
-    for pair in form_and_pairs:
-        print(pair.unexplained(), pair.dual, pair.known.cost)
+def test_the_map_between_gaussians_is_within_5_percent_of_breniers(trained):
+    """Of the target's variance, which is how such maps are judged."""
+    print("UVP", trained.unexplained(), trained.dual, trained.known.cost)
+    assert trained.unexplained() < 0.05
+
+
+def test_the_dual_value_rises_and_stays_below_the_cost(trained):
+    """The true cost between the same two samples, by an assignment."""
+    x, y = trained.x.numpy(), trained.y.numpy()
+    squared = cdist(x, y, "sqeuclidean") / 2
+    cost = squared[linear_sum_assignment(squared)].mean()
+    first, *_, last = trained.dual
+    print("COST", cost)
+    assert max(trained.dual) <= cost + 1e-6
+    assert first < last
 
 
 # ---- On a screen ---------------------------------------------------------------------------------
