@@ -80,13 +80,14 @@ def two_types(rng):
 
 
 def draw_gene(panel, controls, measured, predicted):
-    """Draw the shares of cells at each level: of controls, measured and predicted cells."""
+    """Draw how many controls, measured and predicted cells there are at each level of a gene."""
     bins = np.linspace(0, 6, 41)
     panel.hist(measured, bins, color=MEASURED, alpha=0.45)
     panel.hist(controls, bins, color=CONTROLS, histtype="step", linewidth=1)
     panel.hist(predicted, bins, color=PREDICTED, histtype="step", linewidth=1.4)
-    panel.set_yscale("symlog", linthresh=30)
-    panel.set(yticks=[], xlim=(0, 6), xticks=[0, 2, 4, 6])
+    panel.set_yscale("symlog", linthresh=30)  # else a bar of zeros hides all others
+    panel.set(xlim=(0, 6), xticks=[0, 2, 4, 6])
+    panel.tick_params(axis="y", which="both", left=False, labelleft=False)
 
 
 def main():
@@ -105,9 +106,10 @@ def main():
                 panels[gene, column], controls[:, gene], measured[:, gene], predicted[:, gene]
             )
     for gene in (0, 1):
-        panels[gene, 0].set_ylabel(f"{TITLES[gene]}\n\ncells")
-        panels[1, column].set_xlabel("")
-    figure.supxlabel("expression, log1p", fontsize=8)
+        panels[gene, 0].set_ylabel(TITLES[gene])
+    figure.supxlabel(
+        "expression, log1p (height: number of cells, logarithmic above 30)", fontsize=8
+    )
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=MEASURED, alpha=0.45),
         plt.Line2D([], [], color=PREDICTED),

@@ -1,4 +1,4 @@
-"""Compact CellOT: CellOT with a tenth of the weights, in an autoencoder's latent space.
+"""Compact CellOT: CellOT with a quarter of the weights, in an autoencoder's latent space.
 
 Jafari et al. 2026. What is written here is what differs from CellOT.
 """
