@@ -690,22 +690,30 @@ def conjugate_of(f, x, start):
 
 
 class Trained:
-    """A pair trained between two Gaussians, and the dual value after each third of the steps."""
+    """A pair trained between two Gaussians.
+
+    And the dual value after each third of the steps; and how far the map is from Brenier's, as a
+    share of the target's variance, six times in the last quarter: f and g circle about their aim.
+    """
 
     def __init__(self, d, form, steps, **options):
         self.known = Gaussians(d)
         f, self.g = networks(d, form, double=False)
         torch.manual_seed(0)
-        self.x, self.y = self.known.draw(200)
+        self.x, self.y = self.known.draw(600)
         self.dual = []
-        count = itertools.count()
+        self.unexplained = []
+        steps_of_f = itertools.count(1)
 
         def draw_x():
-            if next(count) % (steps * 11 // 3) == 0:
-                self.dual.append(self.dual_value(f))
             return self.known.draw(128)[0].float()
 
         def draw_y():
+            step = next(steps_of_f)
+            if step % (steps // 3) == 1:
+                self.dual.append(self.dual_value(f))
+            if step > 0.75 * steps and step % (steps // 24) == 0:
+                self.unexplained.append(self.missed())
             return self.known.draw(128)[1].float()
 
         train_pair(f, self.g, draw_x, draw_y, steps, desc="pair", **options)
@@ -718,9 +726,9 @@ class Trained:
         conjugate = conjugate_of(f.requires_grad_(False), self.x, transport(g, self.x))
         return half_squares(self.x, self.y) - (conjugate.mean() + f(self.y).mean()).item()
 
-    def unexplained(self):
+    def missed(self):
         """Mean squared distance of the map from Brenier's, as a share of the target's variance."""
-        x = self.known.draw(4000)[0]
+        x = self.known.draw(1000)[0]
         true = x @ tensor(self.known.A) + tensor(self.known.m)
         missed = (transport(self.g, x.float()) - true) ** 2
         return missed.sum(1).mean().item() / np.trace(self.known.S1)
@@ -732,19 +740,20 @@ def trained(request):
     form, d = request.param.split()
     if form == "CellOT":
         return Trained(int(d), CELLOT, 240, learning_rate=1e-3)
-    steps = {"2": 450, "10": 250}[d]
+    steps = {"2": 450, "10": 320}[d]
     return Trained(int(d), COMPACT, steps, learning_rate=5e-4, largest_gradient=0.5)
 
 
 def test_the_map_between_gaussians_is_within_5_percent_of_breniers(trained):
     """Of the target's variance, which is how such maps are judged (Korotin et al. 2021)."""
-    assert trained.unexplained() < 0.05
+    assert len(trained.unexplained) >= 5
+    assert np.mean(trained.unexplained) < 0.05
 
 
 def test_the_dual_value_rises_and_stays_below_the_cost(trained):
-    """The true cost between the same two samples, by an assignment."""
+    """The true cost between the same two samples, by an assignment; in few cells it is too high."""
     squared = cdist(trained.x.numpy(), trained.y.numpy(), "sqeuclidean")
     cost = squared[linear_sum_assignment(squared)].mean() / 2
     first, *_, last = trained.dual
     assert max(trained.dual) <= cost + 1e-6
-    assert first < last and last > 0.7 * cost
+    assert first < 0.6 * trained.known.cost < last < 1.1 * trained.known.cost

@@ -106,8 +106,8 @@ MUTANTS = {
         ),
         (
             "rivals/scgen.py",
-            "        nn.LeakyReLU()",
-            "        nn.ReLU()",
+            "layers.append(nn.LeakyReLU())",
+            "layers.append(nn.ReLU())",
             "another activation",
         ),
         (
