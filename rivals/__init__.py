@@ -33,20 +33,21 @@ RIVALS = {
 
 
 def imported(module, function):
-    """A rival rival(screen, seed, device) of a file, which is imported when the rival is asked."""
+    """The rival rival(screen, seed, device) in a file that is imported when it is asked for."""
 
     def rival(screen, seed=0, device="cpu"):
-        return getattr(import_module(f"rivals.{module}"), function)(screen, seed, device)
+        train = getattr(import_module(f"rivals.{module}"), function)
+        return train(screen, seed=seed, device=device)
 
     return rival
 
 
 TRAINED = {
     "scGen": imported("scgen", "scgen"),
-    "vector arithmetic": imported("scgen", "vector_arithmetic"),
-    "PCA arithmetic": imported("scgen", "pca_arithmetic"),
+    "vector arithmetic": imported("vector_arithmetic", "vector_arithmetic"),
+    "PCA arithmetic": imported("vector_arithmetic", "pca_arithmetic"),
     "CellOT": imported("cellot", "cellot"),
-    "compact CellOT": imported("cellot", "compact_cellot"),
+    "compact CellOT": imported("compact_cellot", "compact_cellot"),
     "PerturbDiff": imported("perturbdiff", "perturbdiff"),
 }
 
