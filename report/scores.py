@@ -334,9 +334,9 @@ def draw_gap_of_conditions(panel, rows, methods, colour, conditions):
         at = values[order, methods.index(name)]
         panel.plot(at, place, marker, color=colour[name], markersize=4.5, label=name)
     panel.set_yticks(place, [rows[i]["condition"] for i in order], fontsize=7)
-    title = "each condition"
+    title = "each condition, best rivals"
     if conditions > len(rows):
-        title = f"{len(rows)} of {conditions} conditions"
+        title = f"{len(rows)} of {conditions} conditions, best rivals"
     panel.set_title(title + cut, loc="left")
     least, most = np.nanmin(values, initial=0), np.nanmax(values, initial=1)
     panel.set_xlim(least - 0.05, max(1.1, most + 0.05))

@@ -262,46 +262,6 @@ def test_a_share_of_the_sets_is_not_told_its_condition(drop):
     assert all(torch.equal(one, conditions[-1]) for one in conditions)
 
 
-# ---- The claim -----------------------------------------------------------------------------------
-
-
-def hidden(sets, cells, own):
-    """Sets (sets, cells, 1) around 0.3 or 2.3, as likely; their cells have a deviation of 0.25."""
-    shift = 2.0 * torch.randint(2, (sets, 1, 1), generator=own)
-    return 0.3 + shift + 0.25 * torch.randn((sets, cells, 1), generator=own)
-
-
-def drawn_sets(cells):
-    """128 sets of 16 cells (128, 16), from a model that was trained on sets of so many cells."""
-    own = generator()
-    torch.manual_seed(0)
-    model = Denoiser(1, 1, width=32)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    sets = 256 // cells
-
-    def loss(step):
-        average.update_parameters(model)
-        x = hidden(sets, cells, own)
-        controls = 1.3 + 0.25 * torch.randn(x.shape, generator=own)
-        return set_loss(model, x, controls, torch.ones(sets, 1), own, energy=0.1)
-
-    minimise(model.parameters(), loss, 800, 3e-3, "toy")
-    controls = 1.3 + 0.25 * torch.randn((128 * 16 // cells, cells, 1), generator=own)
-    return draw_sets(average, controls, torch.ones(len(controls), 1), own).reshape(128, 16).numpy()
-
-
-def test_a_diffusion_over_sets_recovers_the_distribution_of_their_means_one_over_cells_cannot():
-    """Both recover that of the cells. Wasserstein distances; where every set has the mean of all,
-    the means are 1 from those of measured sets."""
-    measured = hidden(128, 16, generator(9))[..., 0].numpy()
-    made = {cells: drawn_sets(cells) for cells in (16, 1)}
-    far = {n: wasserstein_distance(x.mean(1), measured.mean(1)) for n, x in made.items()}
-    of_cells = [wasserstein_distance(x.ravel(), measured.ravel()) for x in made.values()]
-    assert max(of_cells) < 0.4
-    assert far[16] < 0.3
-    assert far[1] > 0.6
-
-
 # ---- On a screen ---------------------------------------------------------------------------------
 
 LOW = np.array([1.0, 1.0, 2.0, 1.5])
@@ -386,3 +346,43 @@ def test_what_a_perturbation_does_is_learned_and_summed_up_in_a_combination(scre
     assert np.abs(change["A"] - [2, 0, 0, 0]).max() < 0.5
     assert np.abs(change["B"] - [0, 2, 0, 0]).max() < 0.5
     assert min(change["A+B"][:2]) > 0.8
+
+
+# ---- The claim -----------------------------------------------------------------------------------
+
+
+def hidden(sets, cells, own):
+    """Sets (sets, cells, 1) around 0.3 or 2.3, as likely; their cells have a deviation of 0.25."""
+    shift = 2.0 * torch.randint(2, (sets, 1, 1), generator=own)
+    return 0.3 + shift + 0.25 * torch.randn((sets, cells, 1), generator=own)
+
+
+def drawn_sets(cells):
+    """128 sets of 16 cells (128, 16), from a model that was trained on sets of so many cells."""
+    own = generator()
+    torch.manual_seed(0)
+    model = Denoiser(1, 1, width=32)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    sets = 256 // cells
+
+    def loss(step):
+        average.update_parameters(model)
+        x = hidden(sets, cells, own)
+        controls = 1.3 + 0.25 * torch.randn(x.shape, generator=own)
+        return set_loss(model, x, controls, torch.ones(sets, 1), own, energy=0.1)
+
+    minimise(model.parameters(), loss, 800, 3e-3, "toy")
+    controls = 1.3 + 0.25 * torch.randn((128 * 16 // cells, cells, 1), generator=own)
+    return draw_sets(average, controls, torch.ones(len(controls), 1), own).reshape(128, 16).numpy()
+
+
+def test_a_diffusion_over_sets_recovers_the_distribution_of_their_means_one_over_cells_cannot():
+    """Both recover that of the cells. Wasserstein distances; where every set has the mean of all,
+    the means are 1 from those of measured sets."""
+    measured = hidden(128, 16, generator(9))[..., 0].numpy()
+    made = {cells: drawn_sets(cells) for cells in (16, 1)}
+    far = {n: wasserstein_distance(x.mean(1), measured.mean(1)) for n, x in made.items()}
+    of_cells = [wasserstein_distance(x.ravel(), measured.ravel()) for x in made.values()]
+    assert max(of_cells) < 0.4
+    assert far[16] < 0.3
+    assert far[1] > 0.6

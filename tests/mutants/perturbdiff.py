@@ -184,8 +184,8 @@ MUTANTS = {
         (
             "rivals/kept.py",
             "names = screen.cells[starts[perturbation, cell_type]]",
-            "names = screen.cells[screen.groups[perturbation, cell_type]][: len(starts[perturbation, cell_type])]",
-            "the measured cells are named in place of the controls",
+            "names = screen.cells[: len(starts[perturbation, cell_type])]",
+            "the first cells of the file are named as the controls",
         ),
         (
             "evaluate.py",
