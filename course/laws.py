@@ -948,8 +948,8 @@ def iterations_are_counted(sinkhorn):
     away = max((6 * plan.sum(1) - 1).abs().max().item(), (9 * plan.sum(0) - 1).abs().max().item())
     must(
         away > 1e-2,
-        "after iterations = 1 all rows and columns of your plan have their weight already (the worst"
-        f" is off by {away:.1g} of it)",
+        "after iterations = 1 every row and column of your plan has its weight already: the worst"
+        f" is off by {away:.1g} of it",
     )
 
 
