@@ -162,6 +162,11 @@ def prediction(arguments, returned):
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise Unfit("it does not return two tensors, the prediction and the level")
     for part, what in zip(returned, ("the first of what it", "the second of what it"), strict=True):
+        if isinstance(part, torch.Tensor) and not torch.isfinite(part).all():
+            raise Unfit(
+                f"{what} returns is NaN or infinite; does a step begin at t = 1, where no time is"
+                " left?"
+            )
         tensor(part, arguments[1].shape, [arguments[1].dtype], what)
 
 

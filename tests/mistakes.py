@@ -520,6 +520,16 @@ MISTAKES = {
         ),
     ],
     "sample": [
+        (
+            "x = euler_maruyama_step(x, end, t, h, sigma, noise)",
+            "x = euler_maruyama_step(x, end, t + h, h, sigma, noise)",
+            "the drift of the end of the step: the last one divides by 0",
+        ),
+        (
+            "d = ctmc_step(d, p_on, t, h, noise)",
+            "d = ctmc_step(d, p_on, t + h, h, noise)",
+            "the rate of the end of the step: the last one divides by 0",
+        ),
         ("t = step * h\n", "t = (step + 1) * h\n", "off by one step"),
         ("for step in range(steps):", "for step in range(steps - 1):", "a step too few"),
         ("for step in range(steps):", "for step in range(1, steps):", "it begins a step late"),
