@@ -41,8 +41,8 @@ def bridge_sample(x0, xT, t, sigma, noise):
     x0, xT (B, N); t (B, 1), a time for each cell; sigma a number. Returns x_t (B, N). Every gene of
     every cell has noise of its own.
 
-    Lesson 2 prints a line that does this. Close the lesson, derive mean and variance on paper, and
-    then write it: whoever copies it learns to copy.
+    Lesson 2 prints a line that does this. To make it your own, close the lesson, derive mean and
+    variance on paper, and then write it.
 
     Hint: N(mean, variance). What must a standard normal number be multiplied by?
     """
