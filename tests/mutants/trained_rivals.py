@@ -40,9 +40,9 @@ MUTANTS = {
         ),
         (
             "rivals/vector_arithmetic.py",
-            "rmatvec=lambda u: X.T @ u - centre * u.sum(),",
-            "rmatvec=lambda u: X.T @ u,",
-            "the cells are centred on one side only",
+            "centre = np.asarray(X.mean(0)).ravel()",
+            "centre = np.zeros(X.shape[1])",
+            "the cells are not centred",
         ),
         (
             "rivals/vector_arithmetic.py",
