@@ -85,8 +85,7 @@ def train_pair(f, g, draw_x, draw_y, steps, **options):
 
     def loss(step):
         turn_of_f = step % (INNER + 1) == INNER
-        f.requires_grad_(turn_of_f)
-        g.requires_grad_(not turn_of_f)
+        f.requires_grad_(turn_of_f)  # no gradient of f's loss reaches g
         if turn_of_f:
             return loss_f(f, g, draw_x(), draw_y())
         if not f.positive:

@@ -472,6 +472,24 @@ def test_g_pays_for_weights_below_zero():
     assert (loss_g(f, g, x) - unpaid).item() == pytest.approx(0.25 * 64)
 
 
+def test_g_takes_ten_steps_in_a_clamped_f_then_f_takes_one():
+    """While one moves the other stays."""
+    f, g = networks(2, CELLOT, double=False)
+    with torch.no_grad():
+        f.W[0][0, 0] = -1.0
+    seen = []
+
+    def note():
+        seen.append((f.A.weight.tolist(), f.W[0][0, 0].item(), g.A.weight.tolist()))
+        return torch.randn(8, 2)
+
+    train_pair(f, g, note, lambda: torch.randn(8, 2), 2, learning_rate=0.01, desc="x")
+    of_f, clamped, of_g = zip(*seen, strict=True)
+    moved = [[a != b for a, b in itertools.pairwise(weights)] for weights in (of_f, of_g)]
+    assert moved == [[turn == 10 for turn in range(21)], [turn != 10 for turn in range(21)]]
+    assert clamped[:11] == (0.0,) * 11
+
+
 # ---- On a screen ---------------------------------------------------------------------------------
 
 

@@ -40,9 +40,9 @@ MUTANTS = {
         ),
         (
             "rivals/vector_arithmetic.py",
-            "rmatvec=lambda u: X.T @ u - centre * u.sum(),",
-            "rmatvec=lambda u: X.T @ u,",
-            "the cells are centred on one side only",
+            "centre = np.asarray(X.mean(0)).ravel()",
+            "centre = np.zeros(X.shape[1])",
+            "the cells are not centred",
         ),
         (
             "rivals/vector_arithmetic.py",
@@ -160,9 +160,9 @@ MUTANTS = {
         ),
         (
             "rivals/cellot.py",
-            "        g.requires_grad_(not turn_of_f)\n",
+            "        f.requires_grad_(turn_of_f)  # no gradient of f's loss reaches g\n",
             "",
-            "g is frozen with nothing, and moves in f's turn too",
+            "f moves in the turns of g, down the loss of g",
         ),
         (
             "rivals/cellot.py",
