@@ -697,7 +697,17 @@ def screen_of_run(predicted):
         raise InputError(
             f"{predicted}: not written by sample.py; score it with --predicted and --data"
         )
-    return screens.prepare(**json.loads(about["reading"]))
+    reading = reading_of(about)
+    screens.check_reading(reading, predicted)
+    return screens.prepare(**reading)
+
+
+def reading_of(about):
+    """What predicted cells say of how their run's screen was read; None if they do not."""
+    try:
+        return json.loads(about["reading"])
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def check_held_out(screen, cells, predicted):

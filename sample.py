@@ -13,9 +13,10 @@ import argparse
 import json
 import math
 import os
-import pickle
 import zipfile
 import zlib
+from dataclasses import fields
+from functools import partial
 
 import anndata
 import numpy as np
@@ -30,10 +31,25 @@ from report.paths import draw_paths
 from screens import CONTROL, InputError
 
 FORMAT = 8  # of the checkpoint; raise it when that changes
-PARTS = {  # of a checkpoint (train.py writes it)
-    "settings", "reading", "genes", "targets", "cell_types", "kind", "sizes", "model",
-    "epoch", "epochs", "optimiser", "log", "groups",
-}  # fmt: skip
+NUMBER = float | int
+PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
+    "settings": {
+        field.name: NUMBER if field.type is float else field.type
+        for field in fields(ImprovedSettings)
+    },
+    "reading": dict,  # see screens.check_reading
+    "genes": [str],
+    "targets": [str],
+    "cell_types": [str],
+    "kind": str,
+    "sizes": {str: int},
+    "model": {str: torch.Tensor},
+    "epoch": int,
+    "epochs": int,
+    "optimiser": dict | None,
+    "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
+    "groups": [(str, str, bool)],
+}
 
 
 # ---- A run ---------------------------------------------------------------------------------------
@@ -49,35 +65,82 @@ def read_checkpoint(run):
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file; {run} is not a run of train.py")
     try:
+        check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError
-    ) as error:  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch have no common error for a bad file
         raise InputError(
             f"{path}: truncated, or not a checkpoint of plain tensors and values; train again"
         ) from error
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
+    version = content.pop("format", None) if isinstance(content, dict) else None
+    if not isinstance(version, int) or version != FORMAT:
+        version = version if isinstance(version, int) else None
         raise InputError(
             f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again"
         )
-    if not set(content) >= PARTS:
+    if not content.keys() >= PARTS.keys():
         raise InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
-    return {**content, "path": path}
+    wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
+    if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
+        raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
+    screens.check_reading(content["reading"], path)
+    return {**content, "format": FORMAT, "path": path}
+
+
+def check_size(path):
+    """Raise ValueError for a checkpoint whose parts would be larger in memory than on disk.
+
+    torch.save does not compress them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(part.file_size for part in archive.infolist())
+    if claimed > os.path.getsize(path):
+        raise ValueError("its parts claim more than the file holds")
 
 
 def restore_model(content, device):
     """The model that a checkpoint holds, on a device."""
     try:
         settings = ImprovedSettings(**content["settings"])
+        screens.check_limits(settings)
         names = content["genes"], content["targets"], content["cell_types"]
-        model = model_class(settings)(settings, *names, content["kind"], **content["sizes"])
+        new = partial(model_class(settings), settings, *names, content["kind"], **content["sizes"])
+        with torch.device("meta"):  # its shapes, which take no memory, whatever the sizes say
+            check_tensors(new(), content)
+        model = new()
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except InputError as error:
+        raise InputError(f"{content['path']}: {error}; train again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"{content['path']}: a damaged checkpoint, its parts do not fit together; train again"
         ) from error
     return model.to(device)
+
+
+def check_tensors(model, content):
+    """Raise an error if a checkpoint's tensors are not those of its model and its optimiser."""
+    tensors = content["model"]
+    pairs = [(tensors[name], wanted) for name, wanted in model.state_dict().items()]
+    weights = list(model.parameters())
+    if content["optimiser"]:
+        for number, moments in content["optimiser"]["state"].items():
+            pairs += [(moments[name], weights[number]) for name in ("exp_avg", "exp_avg_sq")]
+            pairs.append((moments["step"], torch.zeros(())))
+    for given, wanted in pairs:
+        same = given.shape == wanted.shape and given.dtype == wanted.dtype
+        # An expanded tensor is larger than what the file holds of it.
+        if not (same and given.is_contiguous() and given.isfinite().all()):
+            raise ValueError("a tensor that is not the model's")
+    ends = {
+        "target_gene": len(model.genes),
+        "encoder.target": len(model.targets),
+        "encoder.cell_type": len(model.cell_types),
+    }
+    for name, end in ends.items():
+        if name in tensors and not ((tensors[name] >= -1) & (tensors[name] < end)).all():
+            raise ValueError("a number of what there is not")
 
 
 def run_screen(content, path, columns):

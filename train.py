@@ -49,7 +49,7 @@ from departures import (
     structural_effects,
 )
 from report.training import draw_loss
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, flag
 
 LOG = (
     "epoch", "endpoint_loss", "activation_loss", "plans", "unconverged",
@@ -340,7 +340,8 @@ def train(model, screen, settings, out, state, device, save):
     state["epochs"] = epochs = settings.epochs or max(5, math.ceil(1000 / steps))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
-        optimiser.load_state_dict(state["optimiser"])
+        moments = state["optimiser"]["state"]  # the rest of it is in the settings
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     if state["log"] and RANK == 0:
         write_log(out, state["log"])  # it may have been killed after a checkpoint, before its log
     progress = tqdm(
@@ -580,11 +581,6 @@ PAPER_IS_SILENT = ("drug_embedding", "gene_embedding", "embedding", "width", "se
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def flag(name):
-    """The option of a setting."""
-    return "--" + name.replace("_", "-")
-
-
 def parser_of_settings():
     """The command line: a group of options for each kind of setting, and the run's own."""
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
@@ -670,8 +666,7 @@ def settings_of(args):
 
 def check(settings):
     """Refuse settings that cannot work, in one line."""
-    for field in fields(settings):
-        check_limits(field, getattr(settings, field.name))
+    screens.check_limits(settings)
     if PROCESSES > 1 and settings.batch < 2 * PROCESSES:  # an epoch's batches may be half as large
         raise InputError(
             f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or "
@@ -693,21 +688,6 @@ def check(settings):
     for name in need if not settings.shifts else ():
         if getattr(settings, name):
             raise InputError(f"{flag(name)} needs --shifts")
-
-
-def check_limits(field, value):
-    """Refuse a number outside its limits."""
-    least = field.metadata.get("least")
-    most = field.metadata.get("most")
-    finite = field.type is not float or math.isfinite(value)
-    if finite and (least is None or value >= least) and (most is None or value <= most):
-        return
-    limits = ""
-    if least is not None:
-        limits += f", at least {least}"
-    if most is not None:
-        limits += f", at most {most}"
-    raise InputError(f"{flag(field.name)} must be a finite number{limits}; it is {value}")
 
 
 def is_epsilon(text):

@@ -21,6 +21,7 @@ from screens.labels import (
     targets_of,
     text_of,
 )
+from screens.limits import has_form
 from screens.normalise import log1p_csr
 from screens.split import split
 from screens.statistics import stated_directions
@@ -31,6 +32,14 @@ COLUMNS = {  # options of `prepare`
     "control": "label of the control cells",
     "layer": "layer to read in place of X",
     "split_column": "column whose values test or ood hold cells out",
+}
+READING = {  # arguments of `prepare`, as a run keeps them, and the form of each
+    "path": str,
+    "test": [str],
+    "genes": int,
+    "fraction": float | int,
+    "seed": int,
+    **dict.fromkeys(COLUMNS, str | None),
 }
 
 
@@ -169,6 +178,14 @@ def check_controls(screen, column, type_column):
                 f"{screen.source}: no control cells of cell type '{name}': remove its cells, or "
                 f"check '{column}' and '{type_column}'"
             )
+
+
+def check_reading(reading, path):
+    """Raise InputError, naming a run's file, if a reading it keeps is no arguments of `prepare`."""
+    if has_form(reading, READING) and "path" in reading:
+        if 0 <= reading.get("fraction", 0) <= 1 and reading.get("seed", 0) >= 0:
+            return
+    raise InputError(f"{path}: damaged, it does not say how its screen is read; train again")
 
 
 # ---- What was understood, in words ---------------------------------------------------------------

@@ -72,7 +72,7 @@ COMMAND_LINE = [
     ),
     (
         "train.py",
-        'optimiser.load_state_dict(state["optimiser"])',
+        'optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})',
         "pass",
         "a resumed run forgets the optimiser's moments",
     ),
@@ -296,19 +296,19 @@ BAD_INPUT = [
         "an error after the file has been read",
     ),
     (
-        "train.py",
+        "screens/limits.py",
         "finite = field.type is not float or math.isfinite(value)",
         "finite = True",
         "an infinite number passes",
     ),
     (
-        "train.py",
+        "screens/limits.py",
         "(most is None or value <= most)",
         "(most is None or value < most)",
         "a limit is refused",
     ),
     (
-        "train.py",
+        "screens/limits.py",
         "(least is None or value >= least)",
         "(least is None or value > least)",
         "a limit is refused",
@@ -381,20 +381,20 @@ BAD_INPUT = [
     ),
     (
         "sample.py",
-        "    if version != FORMAT:\n",
-        "    if version is None:\n",
+        "or version != FORMAT:",
+        "or version is None:",
         "old checkpoints are taken for new ones",
     ),
     (
         "sample.py",
-        "if not set(content) >= PARTS:",
-        "if not set(content) & PARTS:",
+        "if not content.keys() >= PARTS.keys():",
+        "if not content:",
         "a checkpoint with parts missing is a traceback",
     ),
     (
         "sample.py",
-        "except (KeyError, TypeError, RuntimeError) as error:",
-        "except (KeyError, TypeError) as error:",
+        "except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:",
+        "except (LookupError, TypeError) as error:",
         "parts that do not fit together are a traceback",
     ),
     (
@@ -669,9 +669,55 @@ PROCESSES = [
     ),
 ]
 
+FUZZ = [
+    (
+        "sample.py",
+        "        check_size(path)\n",
+        "",
+        "a zip bomb is read before it is refused",
+    ),
+    (
+        "sample.py",
+        "wrong = [name for name in PARTS if not",
+        "wrong = [name for name in () if not",
+        "parts of another type are tracebacks",
+    ),
+    (
+        "sample.py",
+        "            check_tensors(new(), content)\n",
+        "            new()\n",
+        "tensors of a checkpoint that are not the model's are tracebacks",
+    ),
+    (
+        "sample.py",
+        "given.is_contiguous() and given.isfinite().all()",
+        "given.is_contiguous()",
+        "a checkpoint of NaN is sampled",
+    ),
+    (
+        "sample.py",
+        "        screens.check_limits(settings)\n",
+        "",
+        "a checkpoint of a thousand million steps never ends",
+    ),
+    (
+        "screens/screen.py",
+        'if has_form(reading, READING) and "path" in reading:',
+        "if has_form(reading, READING):",
+        "a checkpoint without a path is a traceback",
+    ),
+    (
+        "screens/limits.py",
+        "fits = isinstance(value, list) and len(value) == len(form)",
+        "fits = isinstance(value, list)",
+        "rows of other lengths are tracebacks",
+    ),
+]
+
 MUTANTS = {
     "program/test_command_line.py": COMMAND_LINE,
     "program/test_bad_input.py": BAD_INPUT,
+    "program/test_fuzz.py": FUZZ,
     "program/test_interruption.py": INTERRUPTION,
     "program/test_processes.py": PROCESSES,
 }

@@ -1,0 +1,224 @@
+"""Damaged checkpoints, files and command lines, many of each from fixed seeds, in one process.
+
+Whatever is asked of the scripts, the answer is a result or one line and exit code 2.
+"""
+
+import contextlib
+import io
+import math
+import os
+import shlex
+import sys
+import warnings
+import zipfile
+from signal import SIGINT, SIGTERM, getsignal, signal
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import sample
+import screens
+import toy_data
+import train
+from examples import nothing
+
+TINY = "--epochs 1 --width 8 --embedding 4 --steps 2 --grn coexpression"
+SCRIPTS = {"train.py": train.main, "sample.py": sample.main, "evaluate.py": evaluate.main}
+
+
+def answer(*arguments):
+    """(exit code, stderr) of a script, run in this process as its command line would run it."""
+    before = sys.argv, os.getcwd(), {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+    sys.argv = list(map(str, arguments))
+    code = 0
+    errors = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stderr(errors),
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            screens.run_script(SCRIPTS[arguments[0]])
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv = before[0]
+        for number, handler in before[2].items():
+            signal(number, handler)
+    return code, errors.getvalue()
+
+
+def is_one_line(errors):
+    """Whether it is one line that says what is wrong; progress bars may stand before it."""
+    line = errors.rpartition("\r")[2]
+    return "error: " in line and line.endswith("\n") and line.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small screen, tiny.h5ad, and a run on it, in the current folder; nothing is drawn."""
+    before = os.getcwd()
+    folder = tmp_path_factory.mktemp("fuzz")
+    os.chdir(folder)
+    toy_data.simulate_screen(20, 4, 200, seed=3).write_h5ad("tiny.h5ad")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_loss", nothing)
+        patch.setattr(sample, "draw_paths", nothing)
+        patch.setattr(evaluate, "evaluate_run", nothing)
+        command = f"train.py --data tiny.h5ad --out run {TINY}"
+        assert answer(*shlex.split(command))[0] == 0
+        yield folder
+    os.chdir(before)
+
+
+# ---- Checkpoints ---------------------------------------------------------------------------------
+
+
+class Deleted:
+    """Stands for what is to be taken out."""
+
+
+def changed(content, path, value):
+    """A copy of nested dictionaries and lists with the value at a path replaced, or taken out."""
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    if len(path) > 1:
+        copy[path[0]] = changed(content[path[0]], path[1:], value)
+    elif value is Deleted:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = value
+    return copy
+
+
+WEIGHT = "x_network.out.2.weight"
+PARTS = ["format", *sample.PARTS]
+WRONG = [  # (where in a checkpoint, what stands there instead)
+    *[((part,), Deleted) for part in PARTS],
+    *[((part,), torch.ones(3)) for part in PARTS],
+    *[((part,), [["a", 1], None]) for part in PARTS],
+    (("format",), True),
+    (("format",), sample.FORMAT - 1),
+    (("kind",), "cell"),
+    (("epoch",), -1),
+    (("log", 0), [1, 2.0]),
+    (("log", 0, 1), "low"),
+    (("groups", 0), ["TF001", "typeA"]),
+    (("genes", 0), 5),
+    (("genes",), ["g1"] * 10**5),
+    (("targets",), []),
+    (("cell_types",), ["typeA"]),
+    (("settings", "width"), 10**9),
+    (("settings", "width"), 10**30),
+    (("settings", "steps"), 10**9),
+    (("settings", "sigma"), math.nan),
+    (("settings", "sigma"), torch.ones(1)),
+    (("settings", "cost"), "cityblock"),
+    (("settings", "kappa"), "cosine"),
+    (("sizes", "structure"), 10**12),
+    (("sizes", "conditions"), -3),
+    (("sizes", "other"), 3),
+    (("reading", "path"), Deleted),
+    (("reading", "path"), "gone.h5ad"),
+    (("reading", "seed"), -1),
+    (("reading", "fraction"), math.nan),
+    (("reading", "test"), "TF001"),
+    (("reading", "other"), "x"),
+    (("model", WEIGHT), Deleted),
+    (("model", WEIGHT), torch.zeros(3)),
+    (("model", WEIGHT), torch.zeros(1).expand(20, 8)),
+    (("model", WEIGHT), torch.full((20, 8), math.nan)),
+    (("model", WEIGHT), torch.zeros(20, 8, dtype=torch.float64)),
+    (("model", "more"), torch.zeros(3)),
+    (("model", "target_gene"), torch.full((4,), 99)),
+    (("optimiser", "state"), Deleted),
+    (("optimiser", "state", 0), {"step": torch.tensor(1.0)}),
+    (("optimiser", "state", 0, "exp_avg"), torch.zeros(2)),
+    (("optimiser", "state", 999), {}),
+]
+
+
+@pytest.mark.parametrize("command", ["sample.py {}", "train.py --resume {}"])
+def test_a_checkpoint_that_is_not_what_it_says_is_one_line(folder, command):
+    """Whichever part is missing, of another type, or does not fit the others."""
+    good = torch.load("run/model.pt", weights_only=True)
+    wrong = {}
+    os.makedirs("damaged", exist_ok=True)
+    for path, value in WRONG:
+        torch.save(changed(good, path, value), "damaged/model.pt")
+        code, errors = answer(*shlex.split(command.format("damaged")))
+        if code != 2 or not is_one_line(errors):
+            wrong[f"{path} {value!r:.40}"] = code, errors[-300:]
+    assert wrong == {}
+
+
+def rewritten(parts, change, compression=zipfile.ZIP_STORED):
+    """The bytes of a zip file of some parts, {name: bytes}, one of them changed by a function."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, change(name, content))
+    return memory.getvalue()
+
+
+def other_bytes(rng, content):
+    """The bytes with 1 to 8 of them replaced by random ones."""
+    content = bytearray(content)
+    for place in rng.integers(len(content), size=rng.integers(1, 9)):
+        content[place] = rng.integers(256)
+    return bytes(content)
+
+
+def damaged_bytes(whole):
+    """60 damaged copies of a checkpoint's bytes."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    rng = np.random.default_rng(0)
+    for _ in range(25):  # opcodes, and what they stand between
+        yield rewritten(parts, lambda name, c: other_bytes(rng, c) if "data.pkl" in name else c)
+    for _ in range(15):
+        yield other_bytes(rng, whole)
+    for share in np.linspace(0, 0.99, 10):
+        yield whole[: int(share * len(whole))]
+    for word in (b"big", b"middle", b"", bytes(10**6)):
+        yield rewritten(parts, lambda name, c, word=word: word if "byteorder" in name else c)
+    for tensor in range(4):
+        yield rewritten(parts, lambda name, c, end=f"data/{tensor}": c[:-4] if end in name else c)
+    old = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(whole)), old, _use_new_zipfile_serialization=False)
+    yield old.getvalue()
+    zeros = bytes(10**8)
+    yield rewritten(parts, lambda name, c: zeros if "data/0" in name else c, zipfile.ZIP_DEFLATED)
+
+
+def test_sixty_checkpoints_of_damaged_bytes_are_a_result_or_one_line(folder):
+    """Bytes that are others, that are missing, or that claim to be more than they are."""
+    with open("run/model.pt", "rb") as file:
+        whole = file.read()
+    wrong = {}
+    count = 0
+    os.makedirs("bytes", exist_ok=True)
+    for count, damaged in enumerate(damaged_bytes(whole), start=1):
+        with open("bytes/model.pt", "wb") as file:
+            file.write(damaged)
+        code, errors = answer("sample.py", "bytes", "--condition", "TF001", "--cells", 2)
+        if code not in (0, 2) or (code == 2 and not is_one_line(errors)):
+            wrong[count] = code, errors[-300:]
+    assert wrong == {}
+    assert count == 60
+
+
+def test_a_checkpoint_larger_in_memory_than_on_disk_is_refused_before_it_is_read(
+    folder, monkeypatch
+):
+    """torch.load is not called."""
+    with open("run/model.pt", "rb") as file:
+        *_, bomb = damaged_bytes(file.read())
+    os.makedirs("bomb", exist_ok=True)
+    with open("bomb/model.pt", "wb") as file:
+        file.write(bomb)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(screens.InputError, match="not a checkpoint") as refused:
+        sample.read_checkpoint("bomb")
+    assert "claim more than the file holds" in str(refused.value.__cause__)
