@@ -586,14 +586,11 @@ def condition_labels(obs, path):
     )
 
 
-def write_truth(path, screen, conditions, predicted):
+def write_truth(path, screen, conditions):
     """Write the measured cells of some conditions, and those types' controls, as an h5ad.
 
-    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}; predicted: path of
-    the predicted cells, which is not to be overwritten.
+    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}.
     """
-    if os.path.realpath(path) in [os.path.realpath(name) for name in (screen.source, predicted)]:
-        raise InputError(f"--write-truth {path}: is an input; choose another name")
     keys = set(conditions) | {(CONTROL, cell_type) for _, cell_type in conditions}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     labels = {"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}
@@ -671,8 +668,10 @@ def evaluate_run(
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
         hide_from_rivals(screen, cells)
+    screens.check_folder(f"{out}/metrics.json")  # before minutes of scoring, not after
     if truth:
-        write_truth(truth, screen, cells, predicted)
+        screens.check_folder(truth, screen.source, predicted)
+        write_truth(truth, screen, cells)
     rows = score(screen, cells, seed, squared)
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
@@ -767,6 +766,7 @@ def pool_runs(runs, suffix="", out=None):
         rows.append({**same[0], "scores": scores})
     tables = make_tables(summarise(rows), rows)
     if out:
+        screens.check_folder(f"{out}/metrics{suffix}.md")
         os.makedirs(out, exist_ok=True)
         screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
     print(as_text(tables, squared))
@@ -790,7 +790,9 @@ def read_arguments():
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
     group = parser.add_argument_group("scoring")
-    group.add_argument("--seed", type=int, default=0, help="seed of the random halves (default 0)")
+    group.add_argument(
+        "--seed", type=screens.SEED, default=0, help="seed of the random halves (default 0)"
+    )
     group.add_argument(
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
@@ -812,8 +814,6 @@ def check_arguments(args):
         raise InputError("give a run, or --predicted and --data together")
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
-    if args.seed < 0:
-        raise InputError(f"--seed must not be negative, it is {args.seed}")
 
 
 def main():

@@ -210,26 +210,33 @@ def check_predictable(model, screen, conditions):
             if target not in known:
                 raise InputError(
                     f"{screen.source}: {perturbation}@{cell_type}: "
-                    f"{why_unknown(model, target)}; leave it out, or {remedy(model)}"
+                    f"{why_unknown(model, target)}; {remedy(model)}"
                 )
 
 
 def why_unknown(model, target):
     """Why a target cannot be predicted, in words."""
     if model.kind == "drug":
-        reason = "a drug without a known structure"
+        reason = "it is a drug without a known structure"
+    elif model.settings.grn == "none":
+        reason = "without a network (--grn none) or a --gene-embedding no gene can be held out"
     elif target in model.genes:
-        reason = "measured, but no node of the network"
+        reason = "it is measured, but no node of the network"
     else:
-        reason = "not among the measured genes"
-    return f"cannot predict '{target}': it was not perturbed in training, and it is {reason}"
+        reason = "it is not among the measured genes"
+    return f"cannot predict '{target}': it was not perturbed in training, and {reason}"
 
 
 def remedy(model):
     """What to do about a target of which nothing is known."""
     if model.kind == "drug":
-        return "train with --drug-embedding"
-    return "train with --also GENE if it is measured, or in your --grn or --gene-embedding"
+        return "leave it out, or train with --drug-embedding"
+    if model.settings.grn == "none":
+        return "hold out combinations or cell types with --test, or leave out --grn none"
+    return (
+        "leave it out, or train with --also GENE if it is measured, or in your --grn or "
+        "--gene-embedding"
+    )
 
 
 def asked(screen, model, name, groups):
@@ -477,8 +484,11 @@ def parse():
         help="A, A+B or drug:dose, with @celltype for one type only; may be repeated",
     )  # fmt: skip
     what.add_argument("--training", action="store_true", help="every training condition instead")
-    what.add_argument("--cells", type=int, help="cells per condition (as many as measured, or 200)")
-    what.add_argument("--seed", type=int, help="of the samples (the run's)")
+    what.add_argument(
+        "--cells", type=screens.whole(1, 1_000_000),
+        help="cells per condition (as many as measured, or 200)",
+    )  # fmt: skip
+    what.add_argument("--seed", type=screens.SEED, help="of the samples (the run's)")
     start = parser.add_argument_group("where it starts")
     start.add_argument("--data", help="an h5ad of other control cells")
     for name in cell_columns():
@@ -492,12 +502,8 @@ def parse():
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
-    if args.cells is not None and args.cells < 1:
-        raise InputError(f"--cells must be positive, not {args.cells}")
     if args.data and not args.condition:
         raise InputError("--data needs --condition: name what to predict for those control cells")
-    if args.seed is not None and args.seed < 0:
-        raise InputError(f"--seed must not be negative, it is {args.seed}")
     return args
 
 

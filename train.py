@@ -593,7 +593,7 @@ def parser_of_settings():
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
     run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
     run.add_argument(
-        "--ablate", nargs="?", type=int, const=3, metavar="SEEDS",
+        "--ablate", nargs="?", type=screens.whole(1, 100), const=3, metavar="SEEDS",
         help="train and score variants of the method, over so many seeds (3)",
     )  # fmt: skip
     screen = parser.add_argument_group("screen")
@@ -674,7 +674,8 @@ def check(settings):
         )
     if not is_epsilon(settings.epsilon):
         raise InputError(
-            f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}"
+            "--epsilon must be a positive number, at most 1000, or 'bridge', not "
+            f"{settings.epsilon!r}"
         )
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
         raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
@@ -695,7 +696,7 @@ def is_epsilon(text):
     if text == "bridge":
         return True
     try:
-        return 0 < float(text.removesuffix("max")) < math.inf
+        return 0 < float(text.removesuffix("max")) <= 1000
     except ValueError:
         return False
 
@@ -826,10 +827,10 @@ def main():
     """Read the command line, train, sample, score."""
     args = parse()
     if args.ablate is not None:
-        if args.ablate < 1 or args.resume or PROCESSES > 1:
+        if args.resume or PROCESSES > 1:
             raise InputError(
-                "--ablate needs at least one seed, one process, and no --resume: it goes on by "
-                "itself with the same --out"
+                "--ablate needs one process, and no --resume: it goes on by itself with the same "
+                "--out"
             )
         from report.ablation import ablate  # it starts this script again, once per variant
 

@@ -21,7 +21,7 @@ from screens.drugs import fingerprints, structures
 from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
 from screens.genes import choose_genes, seurat_dispersion, take_genes
 from screens.labels import CONTROL, is_control, targets_of
-from screens.limits import check_limits, flag, has_form, whole
+from screens.limits import SEED, check_limits, flag, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
 from screens.screen import (
@@ -54,6 +54,7 @@ __all__ = [
     "CONTROL",
     "ONE_LINE",
     "READING",
+    "SEED",
     "STOPPED",
     "Cells",
     "InputError",

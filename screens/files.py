@@ -12,6 +12,7 @@ import tempfile
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
@@ -166,6 +167,16 @@ def read_open_file(file, path, layer):
     return anndata.AnnData(cells, read_elem(file["obs"]), read_elem(file["var"]), uns)
 
 
+def read_csv(path, **options):
+    """The table in a CSV on this machine; pandas alone would follow an address, s3:// or http://.
+
+    OSError or ValueError for what is none.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError("no such file")
+    return pd.read_csv(path, **options)
+
+
 def save(path, content):
     """Write bytes to a path, all or nothing.
 
@@ -208,8 +219,28 @@ def check_folder(path, *inputs):
         problem = "an input"
     if problem:
         raise InputError(f"{path}: is {problem}; choose another name for what is written")
-    parent = os.path.dirname(os.path.abspath(path))
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written in {parent}; choose another place")
+    made = []
+    try:
+        for folder in missing_folders(path):
+            os.mkdir(folder)
+            made.append(folder)
+        temporary = f"{path}.tmp"  # as `save` will
+        open(temporary, "wb").close()
+        os.remove(temporary)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+    finally:
+        for folder in reversed(made):
+            os.rmdir(folder)
+
+
+def missing_folders(path):
+    """The folders that a path needs and that are not there, the outermost first."""
+    missing = []
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.exists(folder):
+        missing.insert(0, folder)
+        folder = os.path.dirname(folder)
+    return missing

@@ -25,6 +25,9 @@ def whole(least, most):
     return number
 
 
+SEED = whole(0, 2**31 - 1)
+
+
 def check_limits(settings):
     """Raise InputError for a setting outside its limits or choices (see departures.setting)."""
     for field in fields(settings):

@@ -182,10 +182,9 @@ def check_controls(screen, column, type_column):
 
 def check_reading(reading, path):
     """Raise InputError, naming a run's file, if a reading it keeps is no arguments of `prepare`."""
-    if has_form(reading, READING) and "path" in reading:
-        if 0 <= reading.get("fraction", 0) <= 1 and reading.get("seed", 0) >= 0:
-            return
-    raise InputError(f"{path}: damaged, it does not say how its screen is read; train again")
+    readable = has_form(reading, READING) and "path" in reading
+    if not (readable and 0 <= reading.get("fraction", 0) <= 1 and reading.get("seed", 0) >= 0):
+        raise InputError(f"{path}: damaged, it does not say how its screen is read; train again")
 
 
 # ---- What was understood, in words ---------------------------------------------------------------

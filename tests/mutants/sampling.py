@@ -70,8 +70,8 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            'if model.kind == "drug":\n        return "train with',
-            'if model.kind != "drug":\n        return "train with',
+            'if model.kind == "drug":\n        return "leave it out, or train with',
+            'if model.kind != "drug":\n        return "leave it out, or train with',
             "the remedies of genes and drugs exchanged",
         ),
         (

@@ -382,8 +382,8 @@ MUTANTS = {
         ),
         (
             "screens/drugs.py",
-            "table = pd.read_csv(path, index_col=0)",
-            "pd.read_csv(path, index_col=0)",
+            "table = read_csv(path, index_col=0)",
+            "read_csv(path, index_col=0)",
             "--drug-embedding is read and dropped",
         ),
         (

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import shlex
+import shutil
 import sys
 import warnings
 import zipfile
@@ -111,7 +112,7 @@ WRONG = [  # (where in a checkpoint, what stands there instead)
     (("cell_types",), ["typeA"]),
     (("settings", "width"), 10**9),
     (("settings", "width"), 10**30),
-    (("settings", "steps"), 10**9),
+    (("settings", "steps"), 0),
     (("settings", "sigma"), math.nan),
     (("settings", "sigma"), torch.ones(1)),
     (("settings", "cost"), "cityblock"),
@@ -222,3 +223,45 @@ def test_a_checkpoint_larger_in_memory_than_on_disk_is_refused_before_it_is_read
     with pytest.raises(screens.InputError, match="not a checkpoint") as refused:
         sample.read_checkpoint("bomb")
     assert "claim more than the file holds" in str(refused.value.__cause__)
+
+
+# ---- Command lines -------------------------------------------------------------------------------
+
+NUMBERS = ["-1", "0", "1e9", "1e300", "nan", "inf", "1" * 30, "9" * 5000, "three", ""]
+OPTIONS = [
+    *[f"--{name}" for name in ("width", "embedding", "steps", "epochs", "batch", "plan-cells")],
+    *[f"--{name}" for name in ("sigma", "learning-rate", "test-fraction", "genes", "seed")],
+    *["--epsilon", "--ablate"],
+]
+NAMES = ["\udcff", "\ud800", "x" * 4000, "/proc/1/x", "tiny.h5ad/x", "s3://b/x", "no/where", "é\n"]
+NAMED = ["--grn", "--gene-embedding", "--test", "--also", "--layer", "--control", "--device"]
+
+
+def command_lines():
+    """100 command lines, of each a script's own and what is wrong with it, or odd."""
+    rng = np.random.default_rng(0)
+    train_it = ["train.py", "--data", "tiny.h5ad", "--out", "odd", *shlex.split(TINY)]
+    for _ in range(45):
+        yield [*train_it, rng.choice(OPTIONS), rng.choice(NUMBERS)]
+    for _ in range(25):
+        yield [*train_it, rng.choice(NAMED), rng.choice(NAMES)]
+    for name in NAMES:
+        yield ["train.py", "--data", "tiny.h5ad", *shlex.split(TINY), "--grn", "no", "--out", name]
+        yield ["train.py", "--resume", name]
+    for _ in range(14):
+        option = rng.choice(["--cells", "--seed", "--condition", "--out", "--data", "--device"])
+        values = NUMBERS if option in ("--cells", "--seed") else NAMES
+        yield ["sample.py", "run", "--condition", "TF001", option, rng.choice(values)]
+
+
+def test_a_hundred_command_lines_are_a_result_or_one_line(folder):
+    """Numbers beyond all limits, names that cannot be."""
+    wrong = {}
+    count = 0
+    for count, arguments in enumerate(command_lines(), start=1):
+        code, errors = answer(*arguments)
+        if code not in (0, 2) or (code == 2 and not is_one_line(errors)):
+            wrong[count] = arguments[-2:], code, errors[-300:]
+        shutil.rmtree("odd", ignore_errors=True)
+    assert wrong == {}
+    assert count == 100
