@@ -538,8 +538,7 @@ def read_predicted(path, screen):
     adata = screens.open_h5ad(path)
     columns = columns_of(adata.var_names, path, screen)
     label = condition_labels(adata.obs, path)
-    X, _ = screens.log1p_csr(adata.X, path, counts=False)
-    X = X[:, columns]
+    X = screens.log1p_csr(adata.X, path, counts=False)[0][:, columns]
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):

@@ -30,7 +30,7 @@ from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
-FORMAT = 8  # of the checkpoint; raise it when that changes
+FORMAT = 9  # of the checkpoint; raise it when that changes
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
     "settings": {
@@ -49,6 +49,7 @@ PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screen
     "optimiser": dict | None,
     "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
     "groups": [(str, str, bool)],
+    "library": list | None,  # [counts of a cell, genes] that the run's file was scaled to
 }
 
 
@@ -82,6 +83,8 @@ def read_checkpoint(run):
     if not content.keys() >= PARTS.keys():
         raise InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
     wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
+    library = content["library"] or [1, 0]
+    wrong = wrong or not (screens.has_form(library, (NUMBER, int)) and 0 < library[0] < math.inf)
     if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
@@ -149,8 +152,10 @@ def run_screen(content, path, columns):
         screen = screens.prepare(**content["reading"])
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
-    screen = screens.read_screen(path, **how)
+    library, n_genes = content["library"] or (None, None)
+    screen = screens.read_screen(path, **how, library=library)
     screen.kind = content["kind"]  # controls alone do not tell
+    print(*screen.found, *other_scale(screen, content["library"]), sep="\n")
     position = {gene: i for i, gene in enumerate(screen.genes)}
     missing = [gene for gene in content["genes"] if gene not in position]
     if missing:
@@ -159,6 +164,33 @@ def run_screen(content, path, columns):
             f"such as {missing[0]}"
         )
     return screens.take_genes(screen, [position[gene] for gene in content["genes"]])
+
+
+def other_scale(screen, library):
+    """A warning where other cells' scale cannot be made the run's, as a list; empty otherwise.
+
+    library: [counts of a cell, genes] that the run's file was scaled to; None if it was log1p.
+    """
+    warning = f"warning: {screen.source} may be on another scale than the run's file: "
+    if library is None and screen.library is not None:
+        return [
+            f"{warning}it is counts, that was log1p of a library that is not known; give log1p "
+            "that was made in the same way"
+        ]
+    if library is None:
+        return []
+    counts, genes = library
+    if screen.library is None:
+        return [
+            f"{warning}it is log1p already, that was counts, scaled to a library of {counts:,.0f}; "
+            "give counts"
+        ]
+    if len(screen.genes) != genes:
+        return [
+            f"{warning}its libraries are counted over {len(screen.genes):,} genes, that file's "
+            f"over {genes:,}; give all of these"
+        ]
+    return []
 
 
 def cell_columns():

@@ -709,7 +709,7 @@ class Run(NamedTuple):
     settings: Settings
     screen: screens.Screen
     model: torch.nn.Module
-    state: dict  # epoch, epochs, optimiser, log, groups
+    state: dict  # epoch, epochs, optimiser, log, groups, library
 
 
 def free_folder(args):
@@ -753,6 +753,7 @@ def new_run(args, device):
         "optimiser": None,
         "log": [],
         "groups": screen.fingerprint(),
+        "library": screen.library,
     }
     write_checkpoint(out, model, settings, reading, state)
     return Run(out, reading, settings, screen, model, state)
@@ -786,7 +787,8 @@ def resume(out, args, device):
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
     screen = screens.same_screen(screens.prepare(**reading), checkpoint)
-    state = {key: checkpoint[key] for key in ("epoch", "epochs", "optimiser", "log", "groups")}
+    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library")
+    state = {part: checkpoint[part] for part in parts}
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     return Run(out, reading, model.settings, screen, model, state)

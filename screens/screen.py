@@ -63,6 +63,7 @@ class Screen:
     held_out: set = field(default_factory=set)  # {(perturbation, cell type)}
     found: list = field(default_factory=list)  # what was understood of the file, in lines
     source: str = ""  # path of the file
+    library: list | None = None  # [counts of a cell, of so many genes] it was scaled to, or None
 
     def __post_init__(self):
         self.cell_types = sorted(set(self.cell_type))
@@ -105,10 +106,13 @@ def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, 
     return choose_genes(screen, genes)
 
 
-def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None):
+def read_screen(
+    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None
+):
     """Read an h5ad of any form that docs/using.md names as a Screen of all its genes.
 
-    Raises InputError for what cannot be understood.
+    library: what a cell's counts are scaled to; their median, if none is given. Raises InputError
+    for what cannot be understood.
     """
     adata = open_h5ad(path, layer)
     found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
@@ -139,7 +143,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
         dose = None if dose is None else dose[keep]
 
     symbols = gene_symbols(adata.var, path)
-    X, how = log1p_csr(X, path)
+    X, how, library = log1p_csr(X, path, library=library)
     kind = gene_or_drug(obs, column, label, dose, symbols)
     perturbation = canonical_perturbations(label, dose, kind, controls, symbols)
     screen = Screen(
@@ -154,6 +158,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
         uns=dict(adata.uns),
         found=found,
         source=str(path),
+        library=library and [library, adata.n_vars],
     )
     check_controls(screen, column, type_column)
     found.append(how)

@@ -126,6 +126,8 @@ WRONG = [  # (where in a checkpoint, what stands there instead)
     (("reading", "fraction"), math.nan),
     (("reading", "test"), "TF001"),
     (("reading", "other"), "x"),
+    (("library",), [3]),
+    (("library",), [math.nan, 3]),
     (("model", WEIGHT), Deleted),
     (("model", WEIGHT), torch.zeros(3)),
     (("model", WEIGHT), torch.zeros(1).expand(20, 8)),
