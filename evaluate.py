@@ -413,8 +413,9 @@ def some_training_cells(screen, rng, most=500):
 
 
 def can_be_scored(screen, predicted, key):
-    """Whether a condition has cells enough."""
-    return len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2
+    """Whether a condition has cells enough, and its cell type controls."""
+    enough = len(screen.groups[key]) >= FEWEST and len(screen.controls(key[1])) >= 2
+    return enough and predicted[key].shape[0] >= 2
 
 
 def random_orders(screen, cell_types, seed):
@@ -447,11 +448,11 @@ def say_what_is_not_scored(screen, predicted, scored):
     if len(scored) < len(predicted):
         left_out = sorted(predicted.keys() - set(scored))
         names = screens.some(map("@".join, left_out))
-        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {names}")
+        print(f"not scored, fewer than {FEWEST} measured, 2 control or 2 predicted cells: {names}")
     if not scored:
         raise InputError(
-            f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is "
-            "nothing to score"
+            f"{screen.source}: no condition has {FEWEST} measured, 2 control and 2 predicted "
+            "cells; there is nothing to score"
         )
 
 
@@ -539,6 +540,8 @@ def read_predicted(path, screen):
     columns = columns_of(adata.var_names, path, screen)
     label = condition_labels(adata.obs, path)
     X = screens.log1p_csr(adata.X, path, counts=False)[0][:, columns]
+    if (X.data == np.round(X.data)).all() and not (screen.X.data == np.round(screen.X.data)).all():
+        print(f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is")
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):
@@ -553,7 +556,22 @@ def read_predicted(path, screen):
         rows.setdefault(keys.pop(), []).append(np.flatnonzero(label == name))
     if not rows:
         raise InputError(f"{path}: holds no predicted cells of any condition")
-    return {key: X[np.concatenate(parts)] for key, parts in rows.items()}
+    cells = {key: X[np.concatenate(parts)] for key, parts in rows.items()}
+    say_what_was_measured(screen, cells, path)
+    return cells
+
+
+def say_what_was_measured(screen, predicted, path):
+    """Warn of predicted cells that are measured cells of their own condition, to the digit."""
+    copied = 0
+    for key, cells in predicted.items():
+        measured = {row.tobytes() for row in screen.dense(screen.groups[key])}
+        copied += sum(row.tobytes() in measured for row in cells.toarray() if row.any())
+    if copied:
+        print(
+            f"warning: {path}: {copied:,} predicted cells are measured cells of the condition that "
+            "they predict, to the digit"
+        )
 
 
 def columns_of(names, path, screen):

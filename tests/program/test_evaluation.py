@@ -196,7 +196,7 @@ def test_conditions_with_too_few_cells_are_named_and_not_scored(capsys):
     screen = noise_screen({("control", "x"): 20, ("A", "x"): 20, ("B", "x"): 3})
     predicted = {("A", "x"): screen.X[:9], ("B", "x"): screen.X[:9]}
     assert [row["condition"] for row in score(screen, predicted)] == ["A@x"]
-    assert "fewer than 4 measured or 2 predicted cells: B@x" in capsys.readouterr().out
+    assert "fewer than 4 measured, 2 control or 2 predicted cells: B@x" in capsys.readouterr().out
     with pytest.raises(screens.InputError, match="there is nothing to score"):
         score(screen, {("B", "x"): screen.X[:9]})
 
@@ -472,6 +472,51 @@ def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(tru
     assert written.obs_names.tolist() == screen.cells[rows].tolist()
     assert (screen.X[rows] != written.X).nnz == 0
     assert set(written.obs["perturbation"]) == {"control", key[0]}
+
+
+def test_a_cell_type_with_a_single_control_is_not_scored(capsys):
+    """A distance needs two of them; the other type is."""
+    groups = {("control", "a"): 30, ("x", "a"): 20, ("control", "b"): 1, ("x", "b"): 20}
+    screen = noise_screen(groups)
+    predicted = {key: screen.X[screen.groups[key]] for key in (("x", "a"), ("x", "b"))}
+    rows = score(screen, predicted)
+    assert [row["condition"] for row in rows] == ["x@a"]
+    assert "2 control or 2 predicted cells: x@b" in capsys.readouterr().out
+
+
+def spoilt(truth, folder, change):
+    """A file of a condition's own cells as a prediction, with their values changed; the screen."""
+    path, cells = truth
+    name = perturbed_names(cells)[0]
+    own = cells[(cells.obs["condition"] == name).to_numpy()].copy()
+    own.X = sparse.csr_matrix(change(own.X.toarray()).astype(np.float32))
+    return relabelled(own, name, folder / "theirs.h5ad"), screens.read_screen(path)
+
+
+SAID = {  # of what is scored, but said to be suspect
+    "counts": (lambda X: np.round(X), "X is whole numbers, counts?"),
+    "copies": (lambda X: X, "predicted cells are measured cells of the condition"),
+    "others": (lambda X: 1.01 * X, ""),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_predictions_that_are_suspect_are_said_to_be(truth, tmp_path, capsys, what):
+    """Counts beside log1p, and the truth itself; nothing is said of others."""
+    change, said = SAID[what]
+    read_predicted(*spoilt(truth, tmp_path, change))
+    printed = capsys.readouterr().out
+    assert said in printed if said else printed == ""
+
+
+@pytest.mark.parametrize(
+    "value, why", [(np.nan, "NaN or infinite"), (1e4, "above 20"), (-1, "neg")]
+)
+def test_predictions_that_are_no_log1p_are_refused(truth, tmp_path, value, why):
+    """NaN, large counts, scaled values."""
+    theirs, screen = spoilt(truth, tmp_path, lambda X: np.where(X > 0, X + value, X))
+    with pytest.raises(screens.InputError, match=why):
+        read_predicted(theirs, screen)
 
 
 # ---- Files out -----------------------------------------------------------------------------------
