@@ -83,7 +83,7 @@ def read_checkpoint(run):
     if not content.keys() >= PARTS.keys():
         raise InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
     wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
-    library = content["library"] or [1, 0]
+    library = [1, 0] if content["library"] is None else content["library"]
     wrong = wrong or not (screens.has_form(library, (NUMBER, int)) and 0 < library[0] < math.inf)
     if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")

@@ -35,6 +35,8 @@ def refuse_unusable(X, low, high, path):
         problem = "NaN or infinite values; remove or repair those cells"
     elif low < 0:
         problem = "negative values (scaled data?); give counts or log1p, or name a --layer"
+    elif high > 1e9:  # -1 as an unsigned number, say
+        problem = "values above a thousand million, no counts; repair them, or name a --layer"
     elif not X.shape[0]:
         problem = "no cells"
     elif X.nnz == 0:

@@ -719,6 +719,48 @@ FUZZ = [
         "advice that cannot help without a network",
     ),
     (
+        "screens/files.py",
+        "    check_claims(file)\n",
+        "",
+        "an array that was never written takes all the memory",
+    ),
+    (
+        "screens/files.py",
+        "whole = lines and ends[0] == 0 and ends[-1] ==",
+        "whole = lines and ends[-1] ==",
+        "the values before the first row are lost",
+    ),
+    (
+        "screens/files.py",
+        'if values.dtype.kind not in "fiub":',
+        "if False:",
+        "text and complex numbers are read as numbers",
+    ),
+    (
+        "screens/files.py",
+        "    if not (whole and integer):",
+        "    if not whole:",
+        "columns that are no whole numbers are rounded",
+    ),
+    (
+        "screens/files.py",
+        "(block.astype(np.float32) for block in blocks(X))",
+        "blocks(X)",
+        "half floats are refused",
+    ),
+    (
+        "screens/files.py",
+        "if not (obs.columns.is_unique and var.columns.is_unique):",
+        "if not obs.columns.is_unique:",
+        "two columns of a name are a traceback",
+    ),
+    (
+        "screens/normalise.py",
+        "    elif high > 1e9:",
+        "    elif False:",
+        "-1 as an unsigned number is a count",
+    ),
+    (
         "sample.py",
         "wrong = [name for name in PARTS if not",
         "wrong = [name for name in () if not",

@@ -14,9 +14,12 @@ import warnings
 import zipfile
 from signal import SIGINT, SIGTERM, getsignal, signal
 
+import anndata
+import h5py
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import evaluate
 import sample
@@ -225,6 +228,162 @@ def test_a_checkpoint_larger_in_memory_than_on_disk_is_refused_before_it_is_read
     with pytest.raises(screens.InputError, match="not a checkpoint") as refused:
         sample.read_checkpoint("bomb")
     assert "claim more than the file holds" in str(refused.value.__cause__)
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def another(file, name, content, **attributes):
+    """Put an array in the place of one of a file, with its attributes and some others."""
+    kept = dict(file[name].attrs)
+    del file[name]
+    file.create_dataset(name, **({"data": content} if isinstance(content, np.ndarray) else content))
+    file[name].attrs.update({**kept, **attributes})
+
+
+def claims(shape, kind="f4"):
+    """An array that claims to be of a shape, and of which nothing was ever written."""
+    return {"shape": shape, "dtype": kind, "chunks": tuple(min(n, 1000) for n in shape)}
+
+
+def structural_changes(form):
+    """{what: a change of an open file} whose matrix is "csr", "csc" or "dense"."""
+    values = "X" if form == "dense" else "X/data"
+    changes = {}
+    for kind in ("f2", "f8", ">f4", ">f8", "i1", "u2", ">i4", "u8", "c8", "S4", "V4", "?"):
+        changes[f"{kind} values"] = lambda f, k=kind: another(f, values, as_kind(f[values][()], k))
+    for top in (-1, 2**31, 1e12, np.nan, np.inf):
+        changes[f"a value of {top}"] = lambda f, top=top: replaced(f, values, top)
+    changes["values at the top of u8"] = lambda f: another(
+        f, values, np.full(f[values].shape, 2**64 - 1, "u8")
+    )
+    changes["text"] = lambda f: another(f, values, as_text(f[values][()]))
+    changes["X claims 1e9 x 60"] = lambda f: claim_shape(f, form, (10**9, 60))
+    changes["X claims 300 x 1e7"] = lambda f: claim_shape(f, form, (300, 10**7))
+    changes["all claim 1e9"] = lambda f: (claim_shape(f, form, (10**9, 20)), claim_index(f, "obs"))
+    if form != "dense":
+        for part in ("indices", "indptr"):
+            for kind in ("f4", "f8", "u8", ">i8", "i2", "c8", "S4", "?"):
+                changes[f"{kind} {part}"] = lambda f, p=part, k=kind: another(
+                    f, f"X/{p}", as_kind(f[f"X/{p}"][()], k)
+                )
+            changes[f"{part} too short"] = lambda f, p=part: another(f, f"X/{p}", f[f"X/{p}"][:-1])
+            changes[f"{part} too long"] = lambda f, p=part: another(
+                f, f"X/{p}", np.append(f[f"X/{p}"][()], 0)
+            )
+            changes[f"{part} of two dimensions"] = lambda f, p=part: another(
+                f, f"X/{p}", f[f"X/{p}"][()][None]
+            )
+            changes[f"no {part}"] = lambda f, p=part: f.__delitem__(f"X/{p}")
+            for place in (0, 1, -1):
+                for value in (-1, 3, 10**6, 2**31 - 1):
+                    changes[f"{part}[{place}] = {value}"] = lambda f, p=part, i=place, v=value: (
+                        replaced(f, f"X/{p}", v, i)
+                    )
+        changes["no shape"] = lambda f: f["X"].attrs.__delitem__("shape")
+        changes["shape of three"] = lambda f: f["X"].attrs.__setitem__("shape", [200, 20, 1])
+        changes["other encoding"] = lambda f: f["X"].attrs.__setitem__("encoding-type", "csx")
+    for table in ("obs", "var"):
+        changes[f"a column twice in {table}"] = lambda f, t=table: f[t].attrs.__setitem__(
+            "column-order", [*f[t].attrs["column-order"], f[t].attrs["column-order"][0]]
+        )
+        changes[f"a column of {table} that is not there"] = lambda f, t=table: f[
+            t
+        ].attrs.__setitem__("column-order", ["gone"])
+        changes[f"no index of {table}"] = lambda f, t=table: f[t].attrs.__delitem__("_index")
+        changes[f"{table} of one row less"] = lambda f, t=table: another(
+            f, f"{t}/_index", f[f"{t}/_index"][:-1]
+        )
+        changes[f"no {table}"] = lambda f, t=table: f.__delitem__(t)
+        changes[f"an empty {table}"] = lambda f, t=table: (f.__delitem__(t), f.create_group(t))
+    changes["codes beyond the categories"] = lambda f: replaced(f, "obs/condition/codes", 99)
+    changes["codes below"] = lambda f: replaced(f, "obs/condition/codes", -7)
+    changes["codes of floats"] = lambda f: another(f, "obs/condition/codes", np.full(200, 0.5))
+    changes["no categories"] = lambda f: f.__delitem__("obs/condition/categories")
+    changes["categories twice"] = lambda f: another(
+        f, "obs/condition/categories", np.full(6, "ctrl", object)
+    )
+    changes["no X"] = lambda f: f.__delitem__("X")
+    return changes
+
+
+def as_kind(values, kind):
+    """Values as numbers, or bytes, of a kind."""
+    if kind[-2:] in ("S4", "V4"):
+        return np.zeros(values.shape, kind)
+    return values.astype(kind)
+
+
+def as_text(values):
+    """Values as text."""
+    return np.array([str(value) for value in values.ravel()], object).reshape(values.shape)
+
+
+def replaced(file, name, value, place=0):
+    """Replace a number of an array, which is made wide enough for it."""
+    content = file[name][()]
+    wide = content.astype("f8" if isinstance(value, float) else "i8")
+    wide[(place,) * content.ndim] = value
+    another(file, name, wide)
+
+
+def claim_shape(file, form, shape):
+    """Let X say that it is of a shape, with parts of the right lengths, which hold nothing."""
+    if form == "dense":
+        another(file, "X", claims(shape))
+        return
+    another(file, "X/indptr", claims((shape[form == "csc"] + 1,), "i8"))
+    file["X"].attrs["shape"] = shape
+
+
+def claim_index(file, table):
+    """Let a table say that it has a thousand million rows."""
+    another(file, f"{table}/_index", claims((10**9,), h5py.string_dtype()))
+
+
+def write_form(form, name):
+    """The small screen with its matrix in a form."""
+    adata = anndata.read_h5ad("tiny.h5ad")
+    X = sparse.csr_matrix(adata.layers["counts"].astype(np.float32))
+    del adata.layers
+    adata.X = X.toarray() if form == "dense" else X.asformat(form)
+    adata.write_h5ad(name)
+
+
+REFUSED = ("c8", "S4", "V4", "text", "claim", "too short", "too long", "no ", "twice in", "top of")
+REFUSED += ("f4 indices", "f8 indices", "f4 indptr", "f8 indptr", "indptr[0] = 3")
+READ = [f"{kind} values" for kind in ("f2", "f8", ">f4", ">f8", ">i4", "u2", "u8")]
+READ += [">i8 indices", ">i8 indptr", "u8 indices", "u8 indptr"]
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_structural_changes_of_a_file_are_a_screen_or_one_line(folder, form):
+    """More than 200 in all: types, shapes and parts of the matrix, its tables and their columns."""
+    write_form(form, "whole.h5ad")
+    expected = screens.read_screen("whole.h5ad").X.toarray()
+    wrong = {}
+    for name, change in structural_changes(form).items():
+        shutil.copy("whole.h5ad", "changed.h5ad")
+        with h5py.File("changed.h5ad", "r+") as file:
+            change(file)
+        read = None
+        try:
+            read = screens.read_screen("changed.h5ad").X.toarray()
+        except screens.InputError as error:
+            if not str(error).startswith("changed.h5ad: "):
+                wrong[name] = f"no name: {error}"
+        except Exception as error:
+            wrong[name] = repr(error)[:200]
+        if name in READ and (read is None or not np.array_equal(read, expected)):
+            wrong.setdefault(name, "not read as what it is")
+        if any(word in name for word in REFUSED) and name not in READ and read is not None:
+            wrong[name] = "not refused"
+    assert wrong == {}
+
+
+def test_there_are_more_than_200_structural_changes():
+    """Of the three forms together."""
+    assert sum(len(structural_changes(form)) for form in ("csr", "csc", "dense")) > 200
 
 
 # ---- Command lines -------------------------------------------------------------------------------
