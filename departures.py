@@ -141,13 +141,15 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
 
     The perturbed cells come first: they are the rows, and each of them is given a control.
     """
-    if cost not in COSTS:
-        raise ValueError(f"no cost {cost!r}; there are {', '.join(COSTS)}")
     if cost == "cosine":
         return 1 - F.normalize(xT, dim=1) @ F.normalize(x0, dim=1).T
     squared = (xT**2).sum(1)[:, None] + (x0**2).sum(1) - 2 * xT @ x0.T
     squared = squared.clamp_min(0)
-    return squared if cost == "sqeuclidean" else squared.sqrt()
+    if cost == "sqeuclidean":
+        return squared
+    if cost == "euclidean":
+        return squared.sqrt()
+    raise ValueError(f"no cost {cost!r}; there are {', '.join(COSTS)}")
 
 
 def regularisation(C, cost, epsilon, sigma):
@@ -175,8 +177,6 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     limit for epsilon = infinity, where every pair is as likely (the paper's ablation, Fig. 6).
     tolerance: of Sinkhorn, relative to a marginal's weight, which is 1 / n or 1 / m.
     """
-    if method not in PLANS:
-        raise ValueError(f"no plan {method!r}; there are {', '.join(PLANS)}")
     n, m = C.shape
     rows = C.new_full((n,), 1 / n)
     columns = C.new_full((m,), 1 / m)
@@ -185,6 +185,8 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     if method == "exact":
         arrays = [v.double().cpu().numpy() for v in (rows, columns, C)]
         return torch.as_tensor(ot.emd(*arrays, numItermax=10_000_000)).to(C)
+    if method != "entropic":
+        raise ValueError(f"no plan {method!r}; there are {', '.join(PLANS)}")
     epsilon = max(epsilon, 1e-12)  # between cells that are all alike, the mean cost is 0
     return ot.bregman.sinkhorn_log(
         rows, columns, C, epsilon, iterations, tolerance / max(n, m), warn=False
