@@ -145,7 +145,11 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
         return 1 - F.normalize(xT, dim=1) @ F.normalize(x0, dim=1).T
     squared = (xT**2).sum(1)[:, None] + (x0**2).sum(1) - 2 * xT @ x0.T
     squared = squared.clamp_min(0)
-    return squared if cost == "sqeuclidean" else squared.sqrt()
+    if cost == "sqeuclidean":
+        return squared
+    if cost == "euclidean":
+        return squared.sqrt()
+    raise ValueError(f"no cost {cost!r}; there are {', '.join(COSTS)}")
 
 
 def regularisation(C, cost, epsilon, sigma):
@@ -181,6 +185,8 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     if method == "exact":
         arrays = [v.double().cpu().numpy() for v in (rows, columns, C)]
         return torch.as_tensor(ot.emd(*arrays, numItermax=10_000_000)).to(C)
+    if method != "entropic":
+        raise ValueError(f"no plan {method!r}; there are {', '.join(PLANS)}")
     epsilon = max(epsilon, 1e-12)  # between cells that are all alike, the mean cost is 0
     return ot.bregman.sinkhorn_log(
         rows, columns, C, epsilon, iterations, tolerance / max(n, m), warn=False
@@ -321,20 +327,24 @@ class Settings:
     are what its ablation calls its own; epsilon is from the authors' code. The rest it leaves open.
     """
 
-    sigma: float = setting(0.2, "noise scale of the Brownian bridge", least=1e-9)
-    steps: int = setting(50, "time steps of the sampler", least=1)
+    sigma: float = setting(0.2, "noise scale of the Brownian bridge", least=1e-9, most=100)
+    steps: int = setting(50, "time steps of the sampler", least=1, most=100_000)
     pairing: str = setting("entropic", "kind of transport plan", choices=PLANS)
     cost: str = setting("sqeuclidean", "transport cost", choices=COSTS)
     epsilon: str = setting("0.1max", "Sinkhorn's: share of the mean cost, 'SHAREmax' or 'bridge'")
-    plan_cells: int = setting(64, "most cells in one transport plan", least=1)
+    plan_cells: int = setting(64, "most cells in one transport plan", least=1, most=10_000)
     grn: str = setting("coexpression", "gene network: coexpression, none or a CSV of edges")
     drug_embedding: str = setting("", "CSV of drug structures; else those in the file")
-    embedding: int = setting(64, "length of a perturbation's embedding", least=1)
-    width: int = setting(256, "hidden units of both networks", least=1)
-    epochs: int = setting(0, "passes over the cells; 0: as many as make 1,000 steps", least=0)
-    batch: int = setting(64, "pairs in a batch", least=1)
-    learning_rate: float = setting(1e-3, "of AdamW", least=1e-9)
-    genes: int = setting(5000, "genes to keep: the perturbed ones, then the most variable")
+    embedding: int = setting(64, "length of a perturbation's embedding", least=1, most=16_384)
+    width: int = setting(256, "hidden units of both networks", least=1, most=16_384)
+    epochs: int = setting(
+        0, "passes over the cells; 0: as many as make 1,000 steps", least=0, most=100_000
+    )
+    batch: int = setting(64, "pairs in a batch", least=1, most=100_000)
+    learning_rate: float = setting(1e-3, "of AdamW", least=1e-9, most=1000)
+    genes: int = setting(
+        5000, "genes to keep: the perturbed ones, then the most variable", most=1_000_000
+    )
     test_fraction: float = setting(0.3, "share of conditions to hold out", least=0, most=1)
     seed: int = setting(0, "of everything random", least=0, most=2**31 - 1)
 
@@ -503,7 +513,7 @@ class ImprovedSettings(Settings):
     """The paper's settings, ours where they differ, and a switch for every addition."""
 
     epsilon: str = setting("0.05", "Sinkhorn's: share of the mean cost, 'SHAREmax' or 'bridge'")
-    learning_rate: float = setting(2e-3, "of AdamW", least=1e-9)
+    learning_rate: float = setting(2e-3, "of AdamW", least=1e-9, most=1000)
     grn: str = setting("structural", "gene network: structural, coexpression, none or a CSV")
     gene_embedding: str = setting("", "CSV of numbers for each gene, to predict unmeasured targets")
     discrete: bool = setting(

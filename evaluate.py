@@ -425,8 +425,9 @@ def some_training_cells(screen, rng, most=500):
 
 
 def can_be_scored(screen, predicted, key):
-    """Whether a condition has cells enough."""
-    return len(screen.groups[key]) >= FEWEST and predicted[key].shape[0] >= 2
+    """Whether a condition has cells enough, and its cell type controls."""
+    enough = len(screen.groups[key]) >= FEWEST and len(screen.controls(key[1])) >= 2
+    return enough and predicted[key].shape[0] >= 2
 
 
 def random_orders(screen, cell_types, seed):
@@ -459,11 +460,11 @@ def say_what_is_not_scored(screen, predicted, scored):
     if len(scored) < len(predicted):
         left_out = sorted(predicted.keys() - set(scored))
         names = screens.some(map("@".join, left_out))
-        print(f"not scored, fewer than {FEWEST} measured or 2 predicted cells: {names}")
+        print(f"not scored, fewer than {FEWEST} measured, 2 control or 2 predicted cells: {names}")
     if not scored:
         raise InputError(
-            f"{screen.source}: no condition has {FEWEST} measured and 2 predicted cells; there is "
-            "nothing to score"
+            f"{screen.source}: no condition has {FEWEST} measured, 2 control and 2 predicted "
+            "cells; there is nothing to score"
         )
 
 
@@ -550,8 +551,9 @@ def read_predicted(path, screen):
     adata = screens.open_h5ad(path)
     columns = columns_of(adata.var_names, path, screen)
     label = condition_labels(adata.obs, path)
-    X, _ = screens.log1p_csr(adata.X, path, counts=False)
-    X = X[:, columns]
+    X = screens.log1p_csr(adata.X, path, counts=False)[0][:, columns]
+    if (X.data == np.round(X.data)).all() and not (screen.X.data == np.round(screen.X.data)).all():
+        print(f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is")
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):
@@ -566,7 +568,22 @@ def read_predicted(path, screen):
         rows.setdefault(keys.pop(), []).append(np.flatnonzero(label == name))
     if not rows:
         raise InputError(f"{path}: holds no predicted cells of any condition")
-    return {key: X[np.concatenate(parts)] for key, parts in rows.items()}
+    cells = {key: X[np.concatenate(parts)] for key, parts in rows.items()}
+    say_what_was_measured(screen, cells, path)
+    return cells
+
+
+def say_what_was_measured(screen, predicted, path):
+    """Warn of predicted cells that are measured cells of their own condition, to the digit."""
+    copied = 0
+    for key, cells in predicted.items():
+        measured = {row.tobytes() for row in screen.dense(screen.groups[key])}
+        copied += sum(row.tobytes() in measured for row in cells.toarray() if row.any())
+    if copied:
+        print(
+            f"warning: {path}: {copied:,} predicted cells are measured cells of the condition that "
+            "they predict, to the digit"
+        )
 
 
 def columns_of(names, path, screen):
@@ -598,14 +615,11 @@ def condition_labels(obs, path):
     )
 
 
-def write_truth(path, screen, conditions, predicted):
+def write_truth(path, screen, conditions):
     """Write the measured cells of some conditions, and those types' controls, as an h5ad.
 
-    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}; predicted: path of
-    the predicted cells, which is not to be overwritten.
+    Under predicted.h5ad's column names. conditions: {(perturbation, cell type)}.
     """
-    if os.path.realpath(path) in [os.path.realpath(name) for name in (screen.source, predicted)]:
-        raise InputError(f"--write-truth {path}: is an input; choose another name")
     keys = set(conditions) | {(CONTROL, cell_type) for _, cell_type in conditions}
     rows = np.sort(np.concatenate([screen.groups[key] for key in keys]))
     labels = {"perturbation": screen.perturbation[rows], "cell_type": screen.cell_type[rows]}
@@ -687,8 +701,10 @@ def evaluate_run(
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
         hide_from_rivals(screen, cells)
+    screens.check_folder(f"{out}/metrics.json")  # before minutes of scoring, not after
     if truth:
-        write_truth(truth, screen, cells, predicted)
+        screens.check_folder(truth, screen.source, predicted)
+        write_truth(truth, screen, cells)
     trained, costs = train_rivals(rivals, run, screen, seed, device)
     rows = score(screen, cells, seed, squared, trained)
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
@@ -742,7 +758,17 @@ def screen_of_run(predicted):
         raise InputError(
             f"{predicted}: not written by sample.py; score it with --predicted and --data"
         )
-    return screens.prepare(**json.loads(about["reading"]))
+    reading = reading_of(about)
+    screens.check_reading(reading, predicted)
+    return screens.prepare(**reading)
+
+
+def reading_of(about):
+    """What predicted cells say of how their run's screen was read; None if they do not."""
+    try:
+        return json.loads(about["reading"])
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def check_held_out(screen, cells, predicted):
@@ -804,6 +830,7 @@ def pool_runs(runs, suffix="", out=None):
         rows.append({**same[0], "scores": scores})
     tables = make_tables(summarise(rows), rows, costs=mean_costs(costs_of))
     if out:
+        screens.check_folder(f"{out}/metrics{suffix}.md")
         os.makedirs(out, exist_ok=True)
         screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
     print(as_text(tables, squared))
@@ -844,7 +871,9 @@ def read_arguments():
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
     group = parser.add_argument_group("scoring")
-    group.add_argument("--seed", type=int, default=0, help="of the halves and of --rivals (0)")
+    group.add_argument(
+        "--seed", type=screens.SEED, default=0, help="of the halves and of --rivals (0)"
+    )
     group.add_argument(
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
@@ -872,8 +901,6 @@ def check_arguments(args):
         )
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
-    if args.seed < 0:
-        raise InputError(f"--seed must not be negative, it is {args.seed}")
 
 
 def rivals_named(options):

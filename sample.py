@@ -13,9 +13,10 @@ import argparse
 import json
 import math
 import os
-import pickle
 import zipfile
 import zlib
+from dataclasses import fields
+from functools import partial
 
 import anndata
 import numpy as np
@@ -29,11 +30,27 @@ from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
-FORMAT = 8  # of the checkpoint; raise it when that changes
-PARTS = {  # of a checkpoint (train.py writes it)
-    "settings", "reading", "genes", "targets", "cell_types", "kind", "sizes", "model",
-    "epoch", "epochs", "optimiser", "log", "groups",
-}  # fmt: skip
+FORMAT = 9  # of the checkpoint; raise it when that changes
+NUMBER = float | int
+PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
+    "settings": {
+        field.name: NUMBER if field.type is float else field.type
+        for field in fields(ImprovedSettings)
+    },
+    "reading": dict,  # see screens.check_reading
+    "genes": [str],
+    "targets": [str],
+    "cell_types": [str],
+    "kind": str,
+    "sizes": {str: int},
+    "model": {str: torch.Tensor},
+    "epoch": int,
+    "epochs": int,
+    "optimiser": dict | None,
+    "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
+    "groups": [(str, str, bool)],
+    "library": list | None,  # [counts of a cell, genes] that the run's file was scaled to
+}
 
 
 # ---- A run ---------------------------------------------------------------------------------------
@@ -49,35 +66,84 @@ def read_checkpoint(run):
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file; {run} is not a run of train.py")
     try:
+        check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError
-    ) as error:  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch have no common error for a bad file
         raise InputError(
             f"{path}: truncated, or not a checkpoint of plain tensors and values; train again"
         ) from error
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
+    version = content.pop("format", None) if isinstance(content, dict) else None
+    if not isinstance(version, int) or version != FORMAT:
+        version = version if isinstance(version, int) else None
         raise InputError(
             f"{path}: a checkpoint of another version ({version}, this is {FORMAT}); train again"
         )
-    if not set(content) >= PARTS:
+    if not content.keys() >= PARTS.keys():
         raise InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
-    return {**content, "path": path}
+    wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
+    library = [1, 0] if content["library"] is None else content["library"]
+    wrong = wrong or not (screens.has_form(library, (NUMBER, int)) and 0 < library[0] < math.inf)
+    if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
+        raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
+    screens.check_reading(content["reading"], path)
+    return {**content, "format": FORMAT, "path": path}
+
+
+def check_size(path):
+    """Raise ValueError for a checkpoint whose parts would be larger in memory than on disk.
+
+    torch.save does not compress them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(part.file_size for part in archive.infolist())
+    if claimed > os.path.getsize(path):
+        raise ValueError("its parts claim more than the file holds")
 
 
 def restore_model(content, device):
     """The model that a checkpoint holds, on a device."""
     try:
         settings = ImprovedSettings(**content["settings"])
+        screens.check_limits(settings)
         names = content["genes"], content["targets"], content["cell_types"]
-        model = model_class(settings)(settings, *names, content["kind"], **content["sizes"])
+        new = partial(model_class(settings), settings, *names, content["kind"], **content["sizes"])
+        with torch.device("meta"):  # its shapes, which take no memory, whatever the sizes say
+            check_tensors(new(), content)
+        model = new()
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except InputError as error:
+        raise InputError(f"{content['path']}: {error}; train again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"{content['path']}: a damaged checkpoint, its parts do not fit together; train again"
         ) from error
     return model.to(device)
+
+
+def check_tensors(model, content):
+    """Raise an error if a checkpoint's tensors are not those of its model and its optimiser."""
+    tensors = content["model"]
+    pairs = [(tensors[name], wanted) for name, wanted in model.state_dict().items()]
+    weights = list(model.parameters())
+    if content["optimiser"]:
+        for number, moments in content["optimiser"]["state"].items():
+            pairs += [(moments[name], weights[number]) for name in ("exp_avg", "exp_avg_sq")]
+            pairs.append((moments["step"], torch.zeros(())))
+    for given, wanted in pairs:
+        same = given.shape == wanted.shape and given.dtype == wanted.dtype
+        # An expanded tensor is larger than what the file holds of it.
+        if not (same and given.is_contiguous() and given.isfinite().all()):
+            raise ValueError("a tensor that is not the model's")
+    ends = {
+        "target_gene": len(model.genes),
+        "encoder.target": len(model.targets),
+        "encoder.cell_type": len(model.cell_types),
+    }
+    for name, end in ends.items():
+        if name in tensors and not ((tensors[name] >= -1) & (tensors[name] < end)).all():
+            raise ValueError("a number of what there is not")
 
 
 def run_screen(content, path, columns):
@@ -86,8 +152,10 @@ def run_screen(content, path, columns):
         screen = screens.prepare(**content["reading"])
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
-    screen = screens.read_screen(path, **how)
+    library, n_genes = content["library"] or (None, None)
+    screen = screens.read_screen(path, **how, library=library)
     screen.kind = content["kind"]  # controls alone do not tell
+    print(*screen.found, *other_scale(screen, content["library"]), sep="\n")
     position = {gene: i for i, gene in enumerate(screen.genes)}
     missing = [gene for gene in content["genes"] if gene not in position]
     if missing:
@@ -96,6 +164,33 @@ def run_screen(content, path, columns):
             f"such as {missing[0]}"
         )
     return screens.take_genes(screen, [position[gene] for gene in content["genes"]])
+
+
+def other_scale(screen, library):
+    """A warning where other cells' scale cannot be made the run's, as a list; empty otherwise.
+
+    library: [counts of a cell, genes] that the run's file was scaled to; None if it was log1p.
+    """
+    warning = f"warning: {screen.source} may be on another scale than the run's file: "
+    if library is None and screen.library is not None:
+        return [
+            f"{warning}it is counts, that was log1p of a library that is not known; give log1p "
+            "that was made in the same way"
+        ]
+    if library is None:
+        return []
+    counts, genes = library
+    if screen.library is None:
+        return [
+            f"{warning}it is log1p already, that was counts, scaled to a library of {counts:,.0f}; "
+            "give counts"
+        ]
+    if len(screen.genes) != genes:
+        return [
+            f"{warning}its libraries are counted over {len(screen.genes):,} genes, that file's "
+            f"over {genes:,}; give all of these"
+        ]
+    return []
 
 
 def cell_columns():
@@ -147,26 +242,33 @@ def check_predictable(model, screen, conditions):
             if target not in known:
                 raise InputError(
                     f"{screen.source}: {perturbation}@{cell_type}: "
-                    f"{why_unknown(model, target)}; leave it out, or {remedy(model)}"
+                    f"{why_unknown(model, target)}; {remedy(model)}"
                 )
 
 
 def why_unknown(model, target):
     """Why a target cannot be predicted, in words."""
     if model.kind == "drug":
-        reason = "a drug without a known structure"
+        reason = "it is a drug without a known structure"
+    elif model.settings.grn == "none":
+        reason = "without a network (--grn none) or a --gene-embedding no gene can be held out"
     elif target in model.genes:
-        reason = "measured, but no node of the network"
+        reason = "it is measured, but no node of the network"
     else:
-        reason = "not among the measured genes"
-    return f"cannot predict '{target}': it was not perturbed in training, and it is {reason}"
+        reason = "it is not among the measured genes"
+    return f"cannot predict '{target}': it was not perturbed in training, and {reason}"
 
 
 def remedy(model):
     """What to do about a target of which nothing is known."""
     if model.kind == "drug":
-        return "train with --drug-embedding"
-    return "train with --also GENE if it is measured, or in your --grn or --gene-embedding"
+        return "leave it out, or train with --drug-embedding"
+    if model.settings.grn == "none":
+        return "hold out combinations or cell types with --test, or leave out --grn none"
+    return (
+        "leave it out, or train with --also GENE if it is measured, or in your --grn or "
+        "--gene-embedding"
+    )
 
 
 def asked(screen, model, name, groups):
@@ -414,8 +516,11 @@ def parse():
         help="A, A+B or drug:dose, with @celltype for one type only; may be repeated",
     )  # fmt: skip
     what.add_argument("--training", action="store_true", help="every training condition instead")
-    what.add_argument("--cells", type=int, help="cells per condition (as many as measured, or 200)")
-    what.add_argument("--seed", type=int, help="of the samples (the run's)")
+    what.add_argument(
+        "--cells", type=screens.whole(1, 1_000_000),
+        help="cells per condition (as many as measured, or 200)",
+    )  # fmt: skip
+    what.add_argument("--seed", type=screens.SEED, help="of the samples (the run's)")
     start = parser.add_argument_group("where it starts")
     start.add_argument("--data", help="an h5ad of other control cells")
     for name in cell_columns():
@@ -429,12 +534,8 @@ def parse():
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
-    if args.cells is not None and args.cells < 1:
-        raise InputError(f"--cells must be positive, not {args.cells}")
     if args.data and not args.condition:
         raise InputError("--data needs --condition: name what to predict for those control cells")
-    if args.seed is not None and args.seed < 0:
-        raise InputError(f"--seed must not be negative, it is {args.seed}")
     return args
 
 

@@ -344,10 +344,11 @@ def main():
     else:
         wrong = args.drugs < 4 or args.drugs % 4
     few_cells = args.cells is not None and args.cells < 100
-    if wrong or few_cells or args.genes < 20 or args.seed < 0:
+    many = (args.cells or 0) > 10_000_000 or args.genes > 100_000 or (args.drugs or 0) > 1000
+    if wrong or few_cells or many or args.genes < 20 or not 0 <= args.seed < 2**31:
         raise screens.InputError(
             "a screen has 100 cells or more, 20 genes, knock-downs of at most half of them or "
-            "drugs by fours, a seed from 0"
+            "drugs by fours, a seed from 0; at most 10,000,000 cells, 100,000 genes, 1,000 drugs"
         )
     if args.drugs:
         adata = simulate_drug_screen(args.genes, args.drugs, args.cells or 20000, seed=args.seed)

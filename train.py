@@ -49,7 +49,7 @@ from departures import (
     structural_effects,
 )
 from report.training import draw_loss
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, flag
 
 LOG = (
     "epoch", "endpoint_loss", "activation_loss", "plans", "unconverged",
@@ -340,7 +340,8 @@ def train(model, screen, settings, out, state, device, save):
     state["epochs"] = epochs = settings.epochs or max(5, math.ceil(1000 / steps))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     if state["optimiser"]:
-        optimiser.load_state_dict(state["optimiser"])
+        moments = state["optimiser"]["state"]  # the rest of it is in the settings
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     if state["log"] and RANK == 0:
         write_log(out, state["log"])  # it may have been killed after a checkpoint, before its log
     progress = tqdm(
@@ -580,11 +581,6 @@ PAPER_IS_SILENT = ("drug_embedding", "gene_embedding", "embedding", "width", "se
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def flag(name):
-    """The option of a setting."""
-    return "--" + name.replace("_", "-")
-
-
 def parser_of_settings():
     """The command line: a group of options for each kind of setting, and the run's own."""
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
@@ -597,7 +593,7 @@ def parser_of_settings():
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
     run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
     run.add_argument(
-        "--ablate", nargs="?", type=int, const=3, metavar="SEEDS",
+        "--ablate", nargs="?", type=screens.whole(1, 100), const=3, metavar="SEEDS",
         help="train and score variants of the method, over so many seeds (3)",
     )  # fmt: skip
     screen = parser.add_argument_group("screen")
@@ -670,8 +666,7 @@ def settings_of(args):
 
 def check(settings):
     """Refuse settings that cannot work, in one line."""
-    for field in fields(settings):
-        check_limits(field, getattr(settings, field.name))
+    screens.check_limits(settings)
     if PROCESSES > 1 and settings.batch < 2 * PROCESSES:  # an epoch's batches may be half as large
         raise InputError(
             f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or "
@@ -679,7 +674,8 @@ def check(settings):
         )
     if not is_epsilon(settings.epsilon):
         raise InputError(
-            f"--epsilon must be a positive number or 'bridge', not {settings.epsilon!r}"
+            "--epsilon must be a positive number, at most 1000, or 'bridge', not "
+            f"{settings.epsilon!r}"
         )
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
         raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
@@ -695,27 +691,12 @@ def check(settings):
             raise InputError(f"{flag(name)} needs --shifts")
 
 
-def check_limits(field, value):
-    """Refuse a number outside its limits."""
-    least = field.metadata.get("least")
-    most = field.metadata.get("most")
-    finite = field.type is not float or math.isfinite(value)
-    if finite and (least is None or value >= least) and (most is None or value <= most):
-        return
-    limits = ""
-    if least is not None:
-        limits += f", at least {least}"
-    if most is not None:
-        limits += f", at most {most}"
-    raise InputError(f"{flag(field.name)} must be a finite number{limits}; it is {value}")
-
-
 def is_epsilon(text):
     """Whether a text is a value of --epsilon."""
     if text == "bridge":
         return True
     try:
-        return 0 < float(text.removesuffix("max")) < math.inf
+        return 0 < float(text.removesuffix("max")) <= 1000
     except ValueError:
         return False
 
@@ -728,7 +709,7 @@ class Run(NamedTuple):
     settings: Settings
     screen: screens.Screen
     model: torch.nn.Module
-    state: dict  # epoch, epochs, optimiser, log, groups
+    state: dict  # epoch, epochs, optimiser, log, groups, library
 
 
 def free_folder(args):
@@ -772,6 +753,7 @@ def new_run(args, device):
         "optimiser": None,
         "log": [],
         "groups": screen.fingerprint(),
+        "library": screen.library,
     }
     write_checkpoint(out, model, settings, reading, state)
     return Run(out, reading, settings, screen, model, state)
@@ -805,7 +787,8 @@ def resume(out, args, device):
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
     screen = screens.same_screen(screens.prepare(**reading), checkpoint)
-    state = {key: checkpoint[key] for key in ("epoch", "epochs", "optimiser", "log", "groups")}
+    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library")
+    state = {part: checkpoint[part] for part in parts}
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     return Run(out, reading, model.settings, screen, model, state)
@@ -846,10 +829,10 @@ def main():
     """Read the command line, train, sample, score."""
     args = parse()
     if args.ablate is not None:
-        if args.ablate < 1 or args.resume or PROCESSES > 1:
+        if args.resume or PROCESSES > 1:
             raise InputError(
-                "--ablate needs at least one seed, one process, and no --resume: it goes on by "
-                "itself with the same --out"
+                "--ablate needs one process, and no --resume: it goes on by itself with the same "
+                "--out"
             )
         from report.ablation import ablate  # it starts this script again, once per variant
 

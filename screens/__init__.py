@@ -10,6 +10,7 @@
     drugs.py         structures of drugs
     networks.py      a user's gene network
     tensors.py       rows of a screen as tensors; the only file that needs torch
+    limits.py        what numbers may be, and what form plain values must have
     command_line.py  errors in one line, and a clean stop, for all scripts
 
 `python -m screens file.h5ad` says what is understood of a file.
@@ -20,9 +21,19 @@ from screens.drugs import fingerprints, structures
 from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
 from screens.genes import choose_genes, seurat_dispersion, take_genes
 from screens.labels import CONTROL, is_control, targets_of
+from screens.limits import SEED, check_limits, flag, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
-from screens.screen import COLUMNS, Screen, describe, prepare, read_screen, same_screen
+from screens.screen import (
+    COLUMNS,
+    READING,
+    Screen,
+    check_reading,
+    describe,
+    prepare,
+    read_screen,
+    same_screen,
+)
 from screens.split import at_type, resolve, split
 from screens.statistics import (
     control_statistics,
@@ -42,6 +53,8 @@ __all__ = [
     "COLUMNS",
     "CONTROL",
     "ONE_LINE",
+    "READING",
+    "SEED",
     "STOPPED",
     "Cells",
     "InputError",
@@ -51,12 +64,16 @@ __all__ = [
     "blocks",
     "check_device",
     "check_folder",
+    "check_limits",
+    "check_reading",
     "choose_genes",
     "condition_arrays",
     "control_statistics",
     "describe",
     "directions",
     "fingerprints",
+    "flag",
+    "has_form",
     "hurdle_shifts",
     "in_memory",
     "is_control",
@@ -82,6 +99,7 @@ __all__ = [
     "take_genes",
     "targets_of",
     "to_device",
+    "whole",
     "training_statistics",
     "within_covariance",
     "write_h5ad",

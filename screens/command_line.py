@@ -50,6 +50,7 @@ def run_script(main):
             signal.signal(number, stop)
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
+        check_text(sys.argv)
         main()
     except (InputError, OSError, MemoryError) as error:
         print("error: " + one_line(error), file=sys.stderr)
@@ -57,6 +58,15 @@ def run_script(main):
     except KeyboardInterrupt:
         print("stopped; start again", file=sys.stderr)
         sys.exit(130)
+
+
+def check_text(arguments):
+    """Raise InputError for an argument that is not UTF-8, which no file could keep."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{ascii(argument)}: not UTF-8; give another name") from error
 
 
 def one_line(error):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from screens.command_line import InputError, some
+from screens.files import read_csv
 from screens.labels import targets_of
 
 
@@ -48,7 +49,7 @@ def structure_table(screen, path):
     table = screen.uns.get("drug_embedding", {})
     if path:
         try:
-            table = pd.read_csv(path, index_col=0)
+            table = read_csv(path, index_col=0)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--{screen.kind}-embedding {path}: not a readable CSV ({error})"

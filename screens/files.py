@@ -12,13 +12,15 @@ import tempfile
 import anndata
 import h5py
 import numpy as np
-from anndata.io import read_elem, sparse_dataset, write_elem
+import pandas as pd
+from anndata.io import read_elem, write_elem
 from scipy import sparse
 
 from screens.command_line import InputError, some
 
 CONTAINER = "/sys/fs/cgroup/memory.max"
 BLOCK = 4096  # cells at a time
+DENSEST = 10_000  # bytes that a byte of a compressed file may stand for
 
 
 def blocks(X, rows=None):
@@ -71,8 +73,9 @@ def stacked(parts, most, width):
     ends = [np.zeros(1, np.int64)]
     n = 0
     for part in parts:
+        if sparse.issparse(part):
+            part.check_format(full_check=True)  # a corrupt one would crash SciPy
         part = sparse.csr_matrix(part, dtype=np.float32)
-        part.check_format(full_check=True)  # a corrupt one would crash SciPy
         part.sum_duplicates()
         part.eliminate_zeros()
         try:  # not through a map: on a full disk that is a bus error
@@ -140,7 +143,8 @@ def check_readable(path):
 
 
 def read_open_file(file, path, layer):
-    """The AnnData of an open h5ad, as `open_h5ad` says."""
+    """The AnnData of an open h5ad, as `open_h5ad` says. ValueError for what makes no sense."""
+    check_claims(file)
     if isinstance(file["obs"], h5py.Dataset) and not layer:
         adata = anndata.read_h5ad(path)  # from before AnnData 0.7 (2020), which it converts
         adata.X = stacked([adata.X], adata.X.size, adata.n_vars)
@@ -150,20 +154,85 @@ def read_open_file(file, path, layer):
         wanted = f"layer {layer!r}" if layer else "X"
         layers = some(file.get("layers", ())) or "none"
         raise InputError(f"{path}: no {wanted}; the layers are {layers}; name one with --layer")
-    if isinstance(X, h5py.Dataset):
-        most = X.size
-    else:
-        most = len(X["data"])
-        X = sparse_dataset(X)
-    # A matrix in columns has no rows to read one by one.
-    parts = [X.to_memory()] if getattr(X, "format", "") == "csc" else blocks(X)
+    shape = length_of(file["obs"]), length_of(file["var"])
+    most, parts = parts_of(X, shape)
     uns = {
         key: read_elem(file["uns"][key])
         for key in ("departures", "drug_embedding")
         if key in file.get("uns", ())
     }
-    cells = stacked(parts, most, X.shape[1])
-    return anndata.AnnData(cells, read_elem(file["obs"]), read_elem(file["var"]), uns)
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    if not (obs.columns.is_unique and var.columns.is_unique):
+        raise ValueError("two columns of obs or var have one name")
+    return anndata.AnnData(stacked(parts, most, shape[1]), obs, var, uns)
+
+
+def check_claims(file):
+    """Raise ValueError if an array of a file claims far more values than the file holds."""
+
+    def check(name, item):
+        if isinstance(item, h5py.Dataset):
+            claimed = (item.size or 0) * item.dtype.itemsize
+            if claimed > 2**20 + DENSEST * item.id.get_storage_size():
+                raise ValueError(f"{name} claims {item.shape}, of which the file holds nothing")
+
+    file.visititems(check)
+
+
+def length_of(table):
+    """How many rows obs or var has: the length of its index."""
+    index = table[table.attrs["_index"]]
+    if isinstance(index, h5py.Group):  # categories, or text that may be missing
+        index = index["codes" if "codes" in index else "values"]
+    return len(index)
+
+
+def parts_of(X, shape):
+    """The most values that a stored matrix of a shape has, and its blocks of rows, to be iterated.
+
+    ValueError for another shape, for values that are no real numbers, and for a sparse matrix whose
+    parts do not belong together.
+    """
+    sparse_form = isinstance(X, h5py.Group)
+    stored_shape = tuple(X.attrs["shape"]) if sparse_form else X.shape
+    if stored_shape != shape:
+        raise ValueError(f"X is {stored_shape}, obs and var say {shape}")
+    values = X["data"] if sparse_form else X
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"X holds {values.dtype}, not numbers")
+    if not sparse_form:
+        return X.size, (block.astype(np.float32) for block in blocks(X))
+    ends = X["indptr"][:]
+    by_rows = X.attrs["encoding-type"] == "csr_matrix"
+    lines = len(ends) == shape[0 if by_rows else 1] + 1
+    whole = lines and ends[0] == 0 and ends[-1] == len(values) == len(X["indices"])
+    integer = X["indices"].dtype.kind in "iu" and ends.dtype.kind in "iu"
+    if not (whole and integer):
+        raise ValueError("X's data, indices and indptr do not belong together")
+    if by_rows:
+        return len(values), rows_of(X, ends, shape)
+    # A matrix in columns has no rows to read one by one.
+    arrays = values[:].astype(np.float32), X["indices"][:], ends
+    return len(values), [sparse.csc_matrix(arrays, shape)]
+
+
+def rows_of(X, ends, shape):
+    """The blocks of rows of a stored CSR matrix with these row ends."""
+    for start in range(0, max(1, shape[0]), BLOCK):
+        own = ends[start : start + BLOCK + 1].astype(np.int64)
+        values = slice(own[0], own[-1])
+        arrays = X["data"][values].astype(np.float32), X["indices"][values].astype(np.int64)
+        yield sparse.csr_matrix((*arrays, own - own[0]), (len(own) - 1, shape[1]))
+
+
+def read_csv(path, **options):
+    """The table in a CSV on this machine; pandas alone would follow an address, s3:// or http://.
+
+    OSError or ValueError for what is none.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError("no such file")
+    return pd.read_csv(path, **options)
 
 
 def save(path, content):
@@ -208,8 +277,28 @@ def check_folder(path, *inputs):
         problem = "an input"
     if problem:
         raise InputError(f"{path}: is {problem}; choose another name for what is written")
-    parent = os.path.dirname(os.path.abspath(path))
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written in {parent}; choose another place")
+    made = []
+    try:
+        for folder in missing_folders(path):
+            os.mkdir(folder)
+            made.append(folder)
+        temporary = f"{path}.tmp"  # as `save` will
+        open(temporary, "wb").close()
+        os.remove(temporary)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+    finally:
+        for folder in reversed(made):
+            os.rmdir(folder)
+
+
+def missing_folders(path):
+    """The folders that a path needs and that are not there, the outermost first."""
+    missing = []
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.exists(folder):
+        missing.insert(0, folder)
+        folder = os.path.dirname(folder)
+    return missing

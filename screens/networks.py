@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from screens.command_line import InputError
+from screens.files import read_csv
 
 
 def read_edges(path):
@@ -13,7 +14,7 @@ def read_edges(path):
     file that is none.
     """
     try:
-        edges = pd.read_csv(path)
+        edges = read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--grn {path}: not structural, coexpression or none, nor a readable CSV ({error})"

@@ -21,6 +21,7 @@ from screens.labels import (
     targets_of,
     text_of,
 )
+from screens.limits import has_form
 from screens.normalise import log1p_csr
 from screens.split import split
 from screens.statistics import stated_directions
@@ -31,6 +32,14 @@ COLUMNS = {  # options of `prepare`
     "control": "label of the control cells",
     "layer": "layer to read in place of X",
     "split_column": "column whose values test or ood hold cells out",
+}
+READING = {  # arguments of `prepare`, as a run keeps them, and the form of each
+    "path": str,
+    "test": [str],
+    "genes": int,
+    "fraction": float | int,
+    "seed": int,
+    **dict.fromkeys(COLUMNS, str | None),
 }
 
 
@@ -54,6 +63,7 @@ class Screen:
     held_out: set = field(default_factory=set)  # {(perturbation, cell type)}
     found: list = field(default_factory=list)  # what was understood of the file, in lines
     source: str = ""  # path of the file
+    library: list | None = None  # [counts of a cell, of so many genes] it was scaled to, or None
 
     def __post_init__(self):
         self.cell_types = sorted(set(self.cell_type))
@@ -96,10 +106,13 @@ def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, 
     return choose_genes(screen, genes)
 
 
-def read_screen(path, perturbation_column=None, cell_type_column=None, control=None, layer=None):
+def read_screen(
+    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None
+):
     """Read an h5ad of any form that docs/using.md names as a Screen of all its genes.
 
-    Raises InputError for what cannot be understood.
+    library: what a cell's counts are scaled to; their median, if none is given. Raises InputError
+    for what cannot be understood.
     """
     adata = open_h5ad(path, layer)
     found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
@@ -130,7 +143,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
         dose = None if dose is None else dose[keep]
 
     symbols = gene_symbols(adata.var, path)
-    X, how = log1p_csr(X, path)
+    X, how, library = log1p_csr(X, path, library=library)
     kind = gene_or_drug(obs, column, label, dose, symbols)
     perturbation = canonical_perturbations(label, dose, kind, controls, symbols)
     screen = Screen(
@@ -145,6 +158,7 @@ def read_screen(path, perturbation_column=None, cell_type_column=None, control=N
         uns=dict(adata.uns),
         found=found,
         source=str(path),
+        library=library and [library, adata.n_vars],
     )
     check_controls(screen, column, type_column)
     found.append(how)
@@ -169,6 +183,13 @@ def check_controls(screen, column, type_column):
                 f"{screen.source}: no control cells of cell type '{name}': remove its cells, or "
                 f"check '{column}' and '{type_column}'"
             )
+
+
+def check_reading(reading, path):
+    """Raise InputError, naming a run's file, if a reading it keeps is no arguments of `prepare`."""
+    readable = has_form(reading, READING) and "path" in reading
+    if not (readable and 0 <= reading.get("fraction", 0) <= 1 and reading.get("seed", 0) >= 0):
+        raise InputError(f"{path}: damaged, it does not say how its screen is read; train again")
 
 
 # ---- What was understood, in words ---------------------------------------------------------------

@@ -118,7 +118,7 @@ def cells_of(labels, columns, column, logged, seed=0, symbols=SYMBOLS, ensembl=F
     counts = sparse.csr_matrix(counts)
     X = counts
     if logged:
-        X, _ = screens.log1p_csr(counts.copy(), "")
+        X = screens.log1p_csr(counts.copy(), "")[0]
     var = pd.DataFrame(index=symbols)
     if ensembl:
         identifiers = [f"ENSG{i:011d}" for i in range(len(symbols))]

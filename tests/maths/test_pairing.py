@@ -65,6 +65,20 @@ def test_the_three_costs_are_scipys(cost):
     assert np.allclose(transport_cost(xT, x0, cost), cdist(xT, x0, cost))
 
 
+@pytest.mark.parametrize("cost", ["cityblock", "", "Euclidean"])
+def test_a_cost_that_is_not_there_raises(cost):
+    """It is not silently another one; the error names those that there are."""
+    with pytest.raises(ValueError, match="; there are " + ", ".join(COSTS)):
+        transport_cost(*clouds(3, 3), cost)
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "", "Exact"])
+def test_a_plan_that_is_not_there_raises(method):
+    """It is not silently another one; the error names those that there are."""
+    with pytest.raises(ValueError, match="; there are " + ", ".join(PLANS)):
+        coupling(cost_matrix(3, 3), method)
+
+
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
 def test_equal_cells_are_at_no_distance_in_float32(cost):
     """Where rounding makes the expanded square negative the cost is 0, not NaN."""
@@ -87,7 +101,7 @@ def test_epsilon_of_the_bridge_is_2_sigma_squared():
     assert regularisation(C, "sqeuclidean", "bridge", 0.3) == pytest.approx(2 * 0.3**2)
 
 
-@pytest.mark.parametrize("cost", ["euclidean", "cosine"])
+@pytest.mark.parametrize("cost", [cost for cost in COSTS if cost != "sqeuclidean"])
 def test_no_other_cost_has_an_epsilon_of_the_bridge(cost):
     """Brownian motion knows squared distances only."""
     with pytest.raises(ValueError, match="squared Euclidean"):

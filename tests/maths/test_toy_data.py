@@ -99,7 +99,7 @@ def cells_of(screen, gene, penetrant):
 
 def test_the_expression_is_what_the_loader_makes_of_the_counts(screen):
     """X is log1p of the counts, normalised to the median library size."""
-    X, how = screens.log1p_csr(screen.layers["counts"].astype(np.float32), "counts")
+    X, how, _ = screens.log1p_csr(screen.layers["counts"].astype(np.float32), "counts")
     assert "counts" in how
     assert np.allclose(X.toarray(), screen.X.toarray(), atol=1e-5)
 

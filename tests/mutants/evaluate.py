@@ -102,6 +102,24 @@ METRICS = [
 SCORING = [
     (
         "evaluate.py",
+        " and len(screen.controls(key[1])) >= 2\n",
+        "\n",
+        "a type with one control is a traceback",
+    ),
+    (
+        "evaluate.py",
+        "    if copied:\n",
+        "    if False:\n",
+        "the truth passes for a prediction without a word",
+    ),
+    (
+        "evaluate.py",
+        "    if (X.data == np.round(X.data)).all() and",
+        "    if False and",
+        "counts are scored against logs without a word",
+    ),
+    (
+        "evaluate.py",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else own",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else 0",
         "the table's distances lack the spread of the measured cells",

@@ -10,14 +10,26 @@ MUTANTS = {
         ),
         (
             "departures.py",
+            '    if cost == "euclidean":\n',
+            "    if cost:\n",
+            "a cost that nobody wrote is Euclidean",
+        ),
+        (
+            "departures.py",
+            '    if method != "entropic":\n',
+            "    if not method:\n",
+            "a plan that nobody wrote is Sinkhorn's",
+        ),
+        (
+            "departures.py",
             "- 2 * xT @ x0.T",
             "+ 2 * xT @ x0.T",
             "sign of the cross term of the squared distance",
         ),
         (
             "departures.py",
-            'return squared if cost == "sqeuclidean" else squared.sqrt()',
-            'return squared if cost != "sqeuclidean" else squared.sqrt()',
+            'if cost == "sqeuclidean":\n        return squared\n    if cost == "euclidean":',
+            'if cost == "euclidean":\n        return squared\n    if cost == "sqeuclidean":',
             "Euclidean and squared exchanged",
         ),
         (

@@ -16,6 +16,24 @@ MUTANTS = {
         ),
         (
             "sample.py",
+            "screens.read_screen(path, **how, library=library)",
+            "screens.read_screen(path, **how)",
+            "new counts are scaled to the new file's median, not the run's",
+        ),
+        (
+            "sample.py",
+            "    if len(screen.genes) != genes:\n",
+            "    if False:\n",
+            "libraries over other genes are taken for the run's",
+        ),
+        (
+            "screens/normalise.py",
+            "library = normalise_counts(X, library)",
+            "library = normalise_counts(X)",
+            "a library that is given does nothing",
+        ),
+        (
+            "sample.py",
             "return predicted, levels, rows[:n]",
             "return predicted, levels, rows",
             "more controls than predicted cells",
@@ -70,8 +88,8 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            'if model.kind == "drug":\n        return "train with',
-            'if model.kind != "drug":\n        return "train with',
+            'if model.kind == "drug":\n        return "leave it out, or train with',
+            'if model.kind != "drug":\n        return "leave it out, or train with',
             "the remedies of genes and drugs exchanged",
         ),
         (

@@ -64,10 +64,10 @@ def test_a_setting_beyond_its_limits_is_refused_by_name(name, value):
 
 
 def test_every_number_that_decides_a_run_has_a_limit():
-    """But --genes, which is checked against the file."""
+    """An upper one, too."""
     numbers = {field.name for field in fields(ImprovedSettings) if field.type in (int, float)}
-    limited = {name for name, _ in beyond_limits()}
-    assert numbers - limited == {"genes"}
+    limited = {field.name for field in fields(ImprovedSettings) if "most" in field.metadata}
+    assert numbers <= limited
 
 
 def test_the_limits_themselves_are_allowed():
@@ -338,6 +338,9 @@ def write_runs():
         "run_tensor": torch.ones(3),
         "run_moved": {**good, "reading": moved},
         "run_sigma": {**good, "settings": {**good["settings"], "sigma": -1.0}},
+        "run_cost": {**good, "settings": {**good["settings"], "cost": "cityblock"}},
+        "run_log": {**good, "log": [["low"]]},
+        "run_reading": {**good, "reading": {**good["reading"], "seed": -1}},
     }
     for folder, content in checkpoints.items():
         os.mkdir(folder)
@@ -453,11 +456,16 @@ SETTINGS = [
         "--gene-embedding",
         "needs --shifts",
     ),
-    Bad("train.py --data tiny.h5ad --batch 0", "--batch", "at least 1; it is 0"),
+    Bad("train.py --data tiny.h5ad --batch 0", "--batch", "at least 1, at most 100000; it is 0"),
     Bad("train.py --data tiny.h5ad --sigma inf", "--sigma", "must be a finite number"),
     Bad("train.py --data tiny.h5ad --test-fraction 2", "--test-fraction", "least 0, at most 1; it"),
     Bad("train.py --data tiny.h5ad --genes 1", "--genes 1", "no genes left"),
     Bad("train.py --data tiny.h5ad --epochs many", "--epochs", "invalid int value: 'many'"),
+    Bad("train.py --data tiny.h5ad --width 1000000000", "--width", "at most 16384; it is 10000"),
+    Bad("train.py --data tiny.h5ad --steps 99999999999999999999", "--steps", "at most 100000"),
+    Bad("train.py --data tiny.h5ad --sigma 1e300", "--sigma", "at most 100; it is 1e+300"),
+    Bad("train.py --data tiny.h5ad --epsilon 1e300", "--epsilon", "at most 1000"),
+    Bad("train.py --data tiny.h5ad --grn s3://b/edges.csv", "s3://b/edges.csv", "(no such file)"),
     Bad("train.py --data tiny.h5ad --pairing guess", "--pairing", "invalid choice: 'guess'"),
     Bad("train.py --data tiny.h5ad --kappa cosine", "--kappa", "unrecognized arguments"),
     Bad("train.py --data tiny.h5ad --learning-rate", "--learning", "expected one argument"),
@@ -482,14 +490,19 @@ SETTINGS = [
     ),
     Bad("train.py --data tiny.h5ad --also NOBODY", "--also NOBODY", "not among the 40 genes"),
     Bad("train.py --data tiny.h5ad --device cuda:9", "--device cuda:9", "use --device cpu"),
+    Bad("train.py --data tiny.h5ad --device hpu", "--device hpu", "use --device cpu"),
     Bad("train.py --data tiny.h5ad --device toaster", "--device toaster", "use --device cpu"),
-    Bad("train.py --data tiny.h5ad --ablate 0", "--ablate", "at least one seed"),
+    Bad("train.py --data tiny.h5ad --ablate 0", "--ablate", "must be from 1 to 100"),
     Bad("train.py --resume run --ablate", "--ablate", "no --resume"),
 ]
 RUNS = [
     Bad("train.py --data tiny.h5ad --test NOBODY@typeA", "tiny.h5ad", "no cells of condition"),
     Bad("train.py --data tiny.h5ad --out run", "run", "holds a run already; give another --out"),
     Bad("train.py --data tiny.h5ad --out tiny.h5ad", "tiny.h5ad", "is a file; --out names a fold"),
+    Bad(f"train.py --data tiny.h5ad --out {'x' * 4000}", "xxx", "File name too long); choose"),
+    Bad(f"train.py --data tiny.h5ad --out new/{'x' * 300}", "new/xxx", "File name too long); ch"),
+    Bad("train.py --data tiny.h5ad --out /proc/run", "/proc/run", "choose another place"),
+    Bad("train.py --data tiny.h5ad --out new\udcff", "new\\udcff", "not UTF-8; give another"),
     Bad("train.py --data tiny.h5ad --out edges.csv/run", "edges.csv", "choose another place"),
     Bad("train.py --out run_screen", "run_screen/screen.h5ad", "exists already; name it with --d"),
     Bad("train.py --resume nowhere", "nowhere", "is not a run of train.py"),
@@ -501,7 +514,10 @@ RUNS = [
     Bad("train.py --resume run_moved", "gone.h5ad", "no such file"),
     Bad("train.py --resume run_old", "run_old/model.pt", f"version ({train.sample.FORMAT - 1}, th"),
     Bad("train.py --resume run_pickle", "run_pickle/model.pt", "not a checkpoint of plain"),
-    Bad("train.py --resume run_sigma", "--sigma", "at least 1e-09; it is -1.0"),
+    Bad("train.py --resume run_cost", "--cost", "must be one of sqeuclidean, euclidean, cosine"),
+    Bad("train.py --resume run_log", "run_log/model.pt", "not as train.py writes it"),
+    Bad("train.py --resume run_reading", "run_reading/model.pt", "not say how its screen is read"),
+    Bad("train.py --resume run_sigma", "--sigma", "at least 1e-09, at most 100; it is -1.0"),
 ]
 SAMPLING = [
     Bad("sample.py nowhere", "nowhere", "is not a run of train.py"),
@@ -516,8 +532,8 @@ SAMPLING = [
     Bad("sample.py run --condition ctrl", "--condition ctrl", "nothing is to be predicted"),
     Bad("sample.py run_drugs --condition spare", "spare", "has doses; name one, such as spare:1"),
     Bad("sample.py run_drugs --condition drug9:1", "drug9", "a drug without a known structure"),
-    Bad("sample.py run --cells 0", "--cells", "must be positive"),
-    Bad("sample.py run --seed -2", "--seed", "must not be negative"),
+    Bad("sample.py run --cells 0", "--cells", "must be from 1 to 1,000,000, not 0"),
+    Bad("sample.py run --seed -2", "--seed", "must be from 0 to 2,147,483,647, not -2"),
     Bad("sample.py run --data tiny.h5ad", "--data", "needs --condition"),
     Bad(
         "sample.py run --data few_genes.h5ad --condition TF001",
@@ -551,13 +567,13 @@ SCORING = [
     Bad("evaluate.py run --data tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
-    Bad("evaluate.py run --seed -1", "--seed", "must not be negative"),
+    Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),
     Bad("evaluate.py run_changed", "tiny.h5ad", "not held out: the file has changed since"),
     Bad("evaluate.py run nowhere", "run/metrics.json", "score each run first"),
     Bad("evaluate.py rooted squared", "rooted", "some were scored with --squared"),
-    Bad("evaluate.py rooted rooted --out edges.csv", "edges.csv", "check the path"),
+    Bad("evaluate.py rooted rooted --out edges.csv", "edges.csv", "choose another place"),
     Bad(
         "evaluate.py --predicted tiny.h5ad --data absent.h5ad",
         "absent.h5ad",
@@ -742,8 +758,17 @@ def test_a_full_disk_loses_nothing(folder, command):
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(folder):
     """The last complete epoch stays."""
-    command = f"train.py --data tiny.h5ad --out wild {TINY} --epochs 9 --learning-rate 1e30"
+    command = f"train.py --data tiny.h5ad --out wild {TINY} --epochs 9 --learning-rate 1000"
     code, _, errors = Script(".", *shlex.split(command)).ended()
     assert code == 2
     assert "error: wild: the loss is not finite in epoch" in errors.splitlines()[-1]
     assert torch.load("wild/model.pt", weights_only=True)["epoch"] < 9
+
+
+def test_genes_that_are_held_out_without_a_network_are_refused_with_advice_that_helps(folder):
+    """Neither --also nor another file would."""
+    code, _, errors = Script(".", *shlex.split("train.py --data tiny.h5ad --grn none")).ended()
+    line = errors.splitlines()[-1]
+    assert code == 2
+    assert "without a network (--grn none) or a --gene-embedding no gene can be held out" in line
+    assert line.endswith("hold out combinations or cell types with --test, or leave out --grn none")

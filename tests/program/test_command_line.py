@@ -260,7 +260,7 @@ def test_the_log_has_a_row_for_every_epoch(folder):
 def test_a_checkpoint_is_plain_tensors_and_values(folder):
     """It loads with weights_only, and knows its settings and how far it got."""
     content = checkpoint(folder / "run")
-    assert set(content) == sample.PARTS | {"format"}
+    assert set(content) == {*sample.PARTS, "format"}
     assert content["settings"]["steps"] == 5
     assert content["epoch"] == content["epochs"] == 2
 

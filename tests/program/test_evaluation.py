@@ -196,7 +196,7 @@ def test_conditions_with_too_few_cells_are_named_and_not_scored(capsys):
     screen = noise_screen({("control", "x"): 20, ("A", "x"): 20, ("B", "x"): 3})
     predicted = {("A", "x"): screen.X[:9], ("B", "x"): screen.X[:9]}
     assert [row["condition"] for row in score(screen, predicted)] == ["A@x"]
-    assert "fewer than 4 measured or 2 predicted cells: B@x" in capsys.readouterr().out
+    assert "fewer than 4 measured, 2 control or 2 predicted cells: B@x" in capsys.readouterr().out
     with pytest.raises(screens.InputError, match="there is nothing to score"):
         score(screen, {("B", "x"): screen.X[:9]})
 
@@ -466,7 +466,7 @@ def test_a_prediction_with_some_of_the_genes_is_scored_on_these(truth, tmp_path,
 def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(truth, tmp_path):
     screen = screens.prepare(truth[0])
     key = next(key for key in sorted(screen.groups) if key[0] != "control")
-    evaluate.write_truth(str(tmp_path / "out.h5ad"), screen, {key: None}, "predicted.h5ad")
+    evaluate.write_truth(str(tmp_path / "out.h5ad"), screen, {key: None})
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
     rows = np.sort(np.concatenate([screen.groups[key], screen.controls(key[1])]))
     assert written.obs_names.tolist() == screen.cells[rows].tolist()
@@ -474,12 +474,49 @@ def test_the_truth_for_other_tools_holds_the_scored_cells_and_their_controls(tru
     assert set(written.obs["perturbation"]) == {"control", key[0]}
 
 
-def test_the_truth_for_other_tools_never_overwrites_an_input(truth, tmp_path):
-    screen = screens.prepare(truth[0])
-    key = sorted(screen.groups)[0]
-    for path in (truth[0], str(tmp_path / "predicted.h5ad")):
-        with pytest.raises(screens.InputError, match="is an input; choose another name"):
-            evaluate.write_truth(path, screen, {key: None}, str(tmp_path / "predicted.h5ad"))
+def test_a_cell_type_with_a_single_control_is_not_scored(capsys):
+    """A distance needs two of them; the other type is."""
+    groups = {("control", "a"): 30, ("x", "a"): 20, ("control", "b"): 1, ("x", "b"): 20}
+    screen = noise_screen(groups)
+    predicted = {key: screen.X[screen.groups[key]] for key in (("x", "a"), ("x", "b"))}
+    rows = score(screen, predicted)
+    assert [row["condition"] for row in rows] == ["x@a"]
+    assert "2 control or 2 predicted cells: x@b" in capsys.readouterr().out
+
+
+def spoilt(truth, folder, change):
+    """A file of a condition's own cells as a prediction, with their values changed; the screen."""
+    path, cells = truth
+    name = perturbed_names(cells)[0]
+    own = cells[(cells.obs["condition"] == name).to_numpy()].copy()
+    own.X = sparse.csr_matrix(change(own.X.toarray()).astype(np.float32))
+    return relabelled(own, name, folder / "theirs.h5ad"), screens.read_screen(path)
+
+
+SAID = {  # of what is scored, but said to be suspect
+    "counts": (lambda X: np.round(X), "X is whole numbers, counts?"),
+    "copies": (lambda X: X, "predicted cells are measured cells of the condition"),
+    "others": (lambda X: 1.01 * X, ""),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_predictions_that_are_suspect_are_said_to_be(truth, tmp_path, capsys, what):
+    """Counts beside log1p, and the truth itself; nothing is said of others."""
+    change, said = SAID[what]
+    read_predicted(*spoilt(truth, tmp_path, change))
+    printed = capsys.readouterr().out
+    assert said in printed if said else printed == ""
+
+
+@pytest.mark.parametrize(
+    "value, why", [(np.nan, "NaN or infinite"), (1e4, "above 20"), (-1, "neg")]
+)
+def test_predictions_that_are_no_log1p_are_refused(truth, tmp_path, value, why):
+    """NaN, large counts, scaled values."""
+    theirs, screen = spoilt(truth, tmp_path, lambda X: np.where(X > 0, X + value, X))
+    with pytest.raises(screens.InputError, match=why):
+        read_predicted(theirs, screen)
 
 
 # ---- Files out -----------------------------------------------------------------------------------
@@ -577,7 +614,6 @@ def test_a_run_that_was_not_scored_is_named(scored):
         (["run", "--data", "t.h5ad"], "give a run, or --predicted and --data together"),
         (["run", "--squared"], "give --out"),
         (["run", "run2", "--squared", "--out", "x"], "give --out"),
-        (["run", "--seed", "-1"], "--seed must not be negative, it is -1"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(monkeypatch, arguments, message):

@@ -29,21 +29,30 @@ def log1p(X, **options):
 
 def test_counts_are_scaled_to_the_median_library_and_logged():
     X = np.array([[1, 1, 0], [4, 2, 2], [0, 0, 3]], np.float32)
-    got, said = log1p(X)
+    got, said, _ = log1p(X)
     assert np.allclose(got.toarray(), np.log1p(X / X.sum(1, keepdims=True) * 3))
     assert sparse.issparse(got) and got.dtype == np.float32
     assert said.startswith("X is counts: normalised to the median library (3)")
 
 
 def test_cells_without_counts_are_left_out_of_the_median_and_stay_empty():
-    got, said = log1p([[1, 1], [0, 0], [3, 3]])
+    got, said, _ = log1p([[1, 1], [0, 0], [3, 3]])
     assert np.allclose(got.toarray(), np.log1p([[2, 2], [0, 0], [2, 2]]))
     assert "median library (4)" in said
 
 
+def test_counts_are_scaled_to_a_library_that_is_given():
+    """And it is said to be the run's; without one it is the median, and returned."""
+    X = np.array([[1, 1, 0], [4, 2, 2], [0, 0, 3]], np.float32)
+    got, said, library = log1p(X, library=50.0)
+    assert np.allclose(got.toarray(), np.log1p(X / X.sum(1, keepdims=True) * 50))
+    assert "the run's library (50)" in said and library == 50
+    assert log1p(X)[2] == 3
+
+
 def test_what_is_not_integer_is_left_alone():
     X = np.array([[0.5, 1], [0, 2]], np.float32)
-    got, said = log1p(X)
+    got, said, _ = log1p(X)
     assert np.array_equal(got.toarray(), X)
     assert "not normalised again" in said
 

@@ -34,8 +34,8 @@ def train_on(path, out, test, also=(), **changes):
     screen = screens.prepare(**reading)
     model = train.build(screen, own, "cpu", also)
     sample.check_predictable(model, screen, screen.held_out)
-    groups = screen.fingerprint()
-    state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": groups}
+    state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": []}
+    state |= {"groups": screen.fingerprint(), "library": screen.library}
     save = partial(train.write_checkpoint, str(out), model, own, reading)
     train.train(model, screen, own, str(out), state, "cpu", save)
     return screen, model
@@ -375,6 +375,62 @@ def test_other_controls_have_the_runs_genes_in_the_runs_order(genes, other_cells
     X = anndata.read_h5ad(other_cells)[:, SYMBOLS].X.toarray()
     assert screen.genes.tolist() == content["genes"] == SYMBOLS
     assert np.array_equal(screen.dense(np.arange(40)), X)
+
+
+@pytest.fixture(scope="module")
+def scales(tmp_path_factory):
+    """A screen of counts, what a run on it keeps of it, and the small cells among its controls.
+
+    These as counts and as log1p: the paths of two files.
+    """
+    folder = tmp_path_factory.mktemp("scales")
+    simulate_screen(30, 4, 400, seed=0).write_h5ad(folder / "log1p.h5ad")
+    adata = anndata.read_h5ad(folder / "log1p.h5ad")
+    adata.X = adata.layers["counts"]
+    adata.write_h5ad(folder / "counts.h5ad")
+    reading = {"path": str(folder / "counts.h5ad")}
+    screen = screens.prepare(**reading)
+    size = np.asarray(adata.X.sum(1)).ravel()
+    few = size < np.median(size)
+    rows = np.flatnonzero(few & (screen.perturbation == CONTROL))
+    adata[rows].copy().write_h5ad(folder / "few.h5ad")
+    log1p = anndata.AnnData(screen.X[rows], adata.obs.iloc[rows], adata.var)
+    log1p.write_h5ad(folder / "few_log1p.h5ad")
+    content = {
+        "genes": screen.genes.tolist(),
+        "kind": "gene",
+        "reading": reading,
+        "library": screen.library,
+    }
+    return screen.dense(rows), content, str(folder / "few.h5ad"), str(folder / "few_log1p.h5ad")
+
+
+def test_counts_of_other_controls_are_scaled_to_the_runs_library(scales, capsys):
+    """The run's own controls are what they were in the run; what was understood is printed."""
+    own, content, counts, _ = scales
+    screen = sample.run_screen(content, counts, {})
+    assert np.allclose(screen.X.toarray(), own, atol=1e-6)
+    printed = capsys.readouterr().out
+    assert f"normalised to the run's library ({content['library'][0]:,.0f})" in printed
+    assert "cell types from 'cell_type'" in printed and "warning" not in printed
+
+
+def test_log1p_of_other_controls_is_said_to_be_of_another_scale_than_counts(scales, capsys):
+    """And the reverse, where the run's file was log1p."""
+    _, content, counts, log1p = scales
+    sample.run_screen(content, log1p, {})
+    assert "it is log1p already, that was counts" in capsys.readouterr().out
+    sample.run_screen({**content, "library": None}, counts, {})
+    assert "it is counts, that was log1p of a library that is not known" in capsys.readouterr().out
+
+
+def test_libraries_over_other_genes_are_said_to_be_another_scale(scales, capsys):
+    """They are smaller, where a file holds the run's genes only."""
+    _, content, counts, _ = scales
+    few = {**content, "genes": content["genes"][:20], "library": [content["library"][0], 29]}
+    sample.run_screen(few, counts, {})
+    printed = capsys.readouterr().out
+    assert "its libraries are counted over 30 genes, that file's over 29" in printed
 
 
 def test_columns_of_other_controls_can_be_named(genes, other_cells, tmp_path):

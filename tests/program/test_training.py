@@ -720,8 +720,8 @@ def test_an_epochs_losses_are_means_over_its_batches(simulated):
 
 def new_state(screen):
     """The state of a run that has not begun."""
-    groups = screen.fingerprint()
-    return {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": groups}
+    state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": []}
+    return {**state, "groups": screen.fingerprint(), "library": screen.library}
 
 
 @pytest.fixture(scope="module")
