@@ -2,6 +2,7 @@
 
     python evaluate.py runs/x                   the held-out conditions of a run
     python evaluate.py runs/x --training        its training conditions (of sample.py --training)
+    python evaluate.py runs/x --rivals all      beside rivals that are trained for it
     python evaluate.py runs/x runs/y runs/z     the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad            any model's cells
 
@@ -30,8 +31,10 @@ from tqdm import tqdm
 import screens
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
-from rivals import RIVALS
+from rivals import RIVALS, TRAINED, option_of
+from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
+from sample import read_checkpoint, restore_model
 from screens import CONTROL, InputError
 
 SPLITS = 5  # how often the measured cells are halved
@@ -359,11 +362,11 @@ def own_generator(seed, *names):
     return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
 
 
-def score(screen, predicted, seed=0, squared=False):
+def score(screen, predicted, seed=0, squared=False, trained=None):
     """Score predicted cells and the rivals: a list of rows, one per condition.
 
-    predicted: {(perturbation, cell type): cells (n, N) sparse}. Nothing that is fitted sees a
-    held-out cell. InputError if no condition has cells enough.
+    predicted: {(perturbation, cell type): cells (n, N) sparse}; trained: {rival: the like}. Nothing
+    that is fitted sees a held-out cell. InputError if no condition has cells enough.
     """
     predictors = {name: rival(screen) for name, rival in RIVALS.items()}
     shifts = screens.mean_shifts(screen)
@@ -375,10 +378,10 @@ def score(screen, predicted, seed=0, squared=False):
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
         controls = screen.dense(screen.controls(key[1]))
-        # No control twice: within-group means are of distinct cells.
-        rng = own_generator(seed, "controls", *key)
-        x0 = controls[rng.permutation(len(controls))[: len(measured)]]
+        x0 = screen.dense(starting_rows(screen, key, seed))
         methods = {name: predict(*key, x0) for name, predict in predictors.items()}
+        for name, cells in (trained or {}).items():
+            methods[name] = cells[key].toarray() if key in cells else None
         methods["model"] = predicted[key].toarray()
         reference = None
         if shifts:
@@ -404,6 +407,15 @@ def score(screen, predicted, seed=0, squared=False):
         rows.append(row)
     say_what_is_not_scored(screen, predicted, scored)
     return rows
+
+
+def starting_rows(screen, key, seed):
+    """Which controls the rivals start a condition from: as many as it has cells, or all."""
+    measured = screen.groups[key]
+    controls = screen.controls(key[1])
+    rng = own_generator(seed, "controls", *key)
+    # No control twice: within-group means are of distinct cells.
+    return controls[rng.permutation(len(controls))[: len(measured)]]
 
 
 def some_training_cells(screen, rng, most=500):
@@ -465,7 +477,7 @@ def summarise(rows):
     For an entry see `summary_entry`.
     """
     summary = {}
-    for name in [*RIVALS, "model", "floor"]:
+    for name in [*RIVALS, *TRAINED, "model", "floor"]:
         scores = [row["scores"] for row in rows if name in row["scores"]]
         for metric in METRICS:
             for genes in GENE_SETS:
@@ -616,11 +628,12 @@ def write_truth(path, screen, conditions):
     screens.write_h5ad(anndata.AnnData(screen.X[rows], obs, var), path)
 
 
-def write_scores(out, suffix, screen, rows, summary, tables, squared):
+def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
     """Write metrics.json, .csv and .md into a folder, with a suffix to their names."""
     content = {
         "source": screen.source,
         "squared": squared,
+        "costs": costs,
         "summary": summary,
         "conditions": rows,
     }
@@ -633,13 +646,13 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared):
 
 
 def read_scores(run, suffix):
-    """Source, squared and {condition: row} of a run's metrics.json; NaN where it has null."""
+    """Source, squared, {condition: row} and costs of a metrics.json; NaN where it has null."""
     path = f"{run}/metrics{suffix}.json"
     try:
         with open(path) as file:
             content = json.load(file, object_hook=null_to_nan)
         rows = {row["condition"]: row for row in content["conditions"]}
-        return content["source"], content["squared"], rows
+        return content["source"], content["squared"], rows, content.get("costs", {})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: not readable; score each run first, with evaluate.py {run}"
@@ -665,13 +678,16 @@ def evaluate_run(
     truth=None,
     columns=None,
     squared=False,
+    rivals=(),
+    device="cpu",
 ):
     """Score a run, or any model's cells; print the table and write all files; return the summary.
 
     run: a run's folder, or None; then `predicted` and `path` are the h5ad files of predicted and of
     measured cells, and `columns` options of `screens.read_screen`. screen: of the run, if it is in
     memory already. training: score the run's training conditions. out: folder for metrics.json,
-    .csv, .md and the figures (the run's own, if not given). truth: path for `write_truth`.
+    .csv, .md and the figures (the run's own, if not given). truth: path for `write_truth`. rivals:
+    names in TRAINED, to be trained on a device unless the run holds their cells.
     """
     if run:
         predicted = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad"
@@ -689,14 +705,15 @@ def evaluate_run(
     if truth:
         screens.check_folder(truth, screen.source, predicted)
         write_truth(truth, screen, cells)
-    rows = score(screen, cells, seed, squared)
+    trained, costs = train_rivals(rivals, run, screen, seed, device)
+    rows = score(screen, cells, seed, squared, trained)
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    tables = make_tables(summary, rows, None if squared else paper_of(screen))
+    tables = make_tables(summary, rows, None if squared else paper_of(screen), costs)
     suffix = "_training" if training else ""
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
-    write_scores(out, suffix, screen, rows, summary, tables, squared)
+    write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
     draw_scores(figures, screen, rows, summary, cells)
     print(as_text(tables, squared))
     print(
@@ -704,6 +721,34 @@ def evaluate_run(
         f"figures: {figures}/"
     )
     return summary
+
+
+def train_rivals(names, run, screen, seed, device):
+    """{rival: {condition: cells}} of some names in TRAINED for a run's held-out conditions.
+
+    And {rival, and "model" beside them: {"seconds", "parameters"}}, what each of them costs.
+    """
+    starts = {
+        key: starting_rows(screen, key, seed)
+        for key in sorted(screen.held_out)
+        if len(screen.groups[key]) >= FEWEST
+    }
+    trained, costs = {}, {}
+    for name in names:
+        path = f"{run}/rivals/{option_of(name)}.h5ad"
+        trained[name], costs[name] = kept_cells(path, name, screen, starts, seed, device)
+    if names:
+        costs["model"] = costs_of_model(run)
+    return trained, costs
+
+
+def costs_of_model(run):
+    """The seconds of a run's epochs, and how many parameters its model has."""
+    model = restore_model(read_checkpoint(run), "cpu")
+    return {
+        "seconds": float(pd.read_csv(f"{run}/log.csv")["seconds"].sum()),
+        "parameters": sum(weights.numel() for weights in model.parameters()),
+    }
 
 
 def screen_of_run(predicted):
@@ -767,9 +812,11 @@ def pool_runs(runs, suffix="", out=None):
     are averaged first, for they are not independent.
     """
     rows_of = {}
+    costs_of = []
     conventions = set()
     for run in runs:
-        source, squared, rows = read_scores(run, suffix)
+        source, squared, rows, costs = read_scores(run, suffix)
+        costs_of.append(costs)
         conventions.add(squared)
         for condition, row in rows.items():
             rows_of.setdefault((source, condition), []).append(row)
@@ -781,12 +828,24 @@ def pool_runs(runs, suffix="", out=None):
     for same in rows_of.values():
         scores = averaged([row["scores"] for row in same])
         rows.append({**same[0], "scores": scores})
-    tables = make_tables(summarise(rows), rows)
+    tables = make_tables(summarise(rows), rows, costs=mean_costs(costs_of))
     if out:
         screens.check_folder(f"{out}/metrics{suffix}.md")
         os.makedirs(out, exist_ok=True)
         screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
     print(as_text(tables, squared))
+
+
+def mean_costs(several):
+    """The means of what methods cost in several runs, of methods that all of these hold."""
+    in_all = [name for name in several[0] if all(name in costs for costs in several)]
+    return {
+        name: {
+            what: float(np.mean([costs[name][what] for costs in several]))
+            for what in ("seconds", "parameters")
+        }
+        for name in in_all
+    }
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -800,6 +859,11 @@ def read_arguments():
     group = parser.add_argument_group("a run of train.py")
     group.add_argument("run", nargs="*", help="folder of a run; several, scored before, are pooled")
     group.add_argument("--training", action="store_true", help="score its training conditions")
+    names = ", ".join(map(option_of, TRAINED))
+    group.add_argument(
+        "--rivals", nargs="+", metavar="NAME", default=[], help=f"rivals to train: all, or {names}"
+    )
+    group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
     group.add_argument("--data", metavar="H5AD", help="measured cells to score them against")
@@ -808,7 +872,7 @@ def read_arguments():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
     group = parser.add_argument_group("scoring")
     group.add_argument(
-        "--seed", type=screens.SEED, default=0, help="seed of the random halves (default 0)"
+        "--seed", type=screens.SEED, default=0, help="of the halves and of --rivals (0)"
     )
     group.add_argument(
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
@@ -820,6 +884,7 @@ def read_arguments():
     )
     args = parser.parse_args()
     check_arguments(args)
+    args.rivals = rivals_named(args.rivals)
     return args
 
 
@@ -829,13 +894,28 @@ def check_arguments(args):
     either = bool(args.predicted or args.data)
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
+    if args.rivals and (len(args.run) != 1 or args.training):
+        raise InputError(
+            "--rivals are trained for the held-out conditions of a run: give one run, and not "
+            "--training"
+        )
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
+
+
+def rivals_named(options):
+    """The names in TRAINED that some values of --rivals mean, in the order of TRAINED."""
+    names = {option_of(name): name for name in TRAINED}
+    for option in options:
+        if option not in names and option != "all":
+            raise InputError(f"--rivals {option}: no such rival; there are all, {', '.join(names)}")
+    return [name for option, name in names.items() if {option, "all"} & set(options)]
 
 
 def main():
     """Score what the command line names."""
     args = read_arguments()
+    screens.check_device(args.device)
     if len(args.run) > 1:
         pool_runs(args.run, "_training" if args.training else "", args.out)
         return
@@ -849,6 +929,8 @@ def main():
         truth=args.write_truth,
         columns={name: getattr(args, name) for name in COLUMNS},
         squared=args.squared,
+        rivals=args.rivals,
+        device=args.device,
     )
 
 

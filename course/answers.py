@@ -21,14 +21,24 @@ def bridge_sample(x0, xT, t, sigma, noise):
     return line + variance.sqrt() * noise.normal(x0)
 
 
-# ---- Lesson 3: predicting the end ----------------------------------------------------------------
-
-
 def bridge_drift(x, xT, t):
     """The way that is left, over the time that is left."""
     way = xT - x
     time = 1 - t  # and not t, which is the time that has passed
     return way / time
+
+
+# ---- Lesson 3: predicting the end ----------------------------------------------------------------
+
+
+def euler_maruyama_step(x, xT, t, h, sigma, noise):
+    """Drift for a time h, then the noise of a time h."""
+    drifted = x + h * bridge_drift(x, xT, t)
+    # Variances of independent noise add up, standard deviations do not. Fifty steps of variance
+    # h = 1/50 make the variance 1 that Brownian motion has after a unit of time, so a step has the
+    # standard deviation sqrt(h), far more than h.
+    spread = sigma * math.sqrt(h)
+    return drifted + spread * noise.normal(x)
 
 
 def endpoint_loss(xT, predicted, dT):
@@ -41,16 +51,6 @@ def endpoint_loss(xT, predicted, dT):
         costs.append(cost)
     # A mean of means: a cell that expresses few genes counts as much as one that expresses many.
     return torch.stack(costs).mean()
-
-
-def euler_maruyama_step(x, xT, t, h, sigma, noise):
-    """Drift for a time h, then the noise of a time h."""
-    drifted = x + h * bridge_drift(x, xT, t)
-    # Variances of independent noise add up, standard deviations do not. Fifty steps of variance
-    # h = 1/50 make the variance 1 that Brownian motion has after a unit of time, so a step has the
-    # standard deviation sqrt(h), far more than h.
-    spread = sigma * math.sqrt(h)
-    return drifted + spread * noise.normal(x)
 
 
 # ---- Lesson 4: the discrete bridge ---------------------------------------------------------------

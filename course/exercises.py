@@ -21,7 +21,10 @@ Random numbers come from the argument `noise` alone, or nobody could repeat a ru
     noise.uniform(like)     numbers that are uniform on [0, 1), in the same way
 
 In what order you draw them, and how many, is up to you: the grader looks at the law of what you
-return, not at single numbers. To try a function: `from course.laws import Noise; noise = Noise(0)`.
+return, not at single numbers. To try a function, write
+
+    from course.noise import Noise
+    noise = Noise(0)
 """
 
 import numpy as np  # noqa: F401  (for your code)
@@ -38,12 +41,12 @@ def bridge_sample(x0, xT, t, sigma, noise):
     x0, xT (B, N); t (B, 1), a time for each cell; sigma a number. Returns x_t (B, N). Every gene of
     every cell has noise of its own.
 
+    Lesson 2 prints a line that does this. To make it your own, close the lesson, derive mean and
+    variance on paper, and then write it.
+
     Hint: N(mean, variance). What must a standard normal number be multiplied by?
     """
     raise NotImplementedError
-
-
-# ---- Lesson 3: predicting the end ----------------------------------------------------------------
 
 
 def bridge_drift(x, xT, t):
@@ -58,16 +61,7 @@ def bridge_drift(x, xT, t):
     raise NotImplementedError
 
 
-def endpoint_loss(xT, predicted, dT):
-    """How far the predicted end is from the true one, on expressed genes only (Eq. 9).
-
-    xT, predicted, dT (B, N); only genes with dT = 1 count. Squared errors are averaged over the
-    expressed genes of each cell, and then over all B cells; a cell that expresses nothing costs 0.
-    Returns a tensor of shape () that can be differentiated by `predicted`.
-
-    Hint: there are two means here, and a division by 0 to avoid.
-    """
-    raise NotImplementedError
+# ---- Lesson 3: predicting the end ----------------------------------------------------------------
 
 
 def euler_maruyama_step(x, xT, t, h, sigma, noise):
@@ -78,7 +72,19 @@ def euler_maruyama_step(x, xT, t, h, sigma, noise):
     x, xT (B, N), where xT is the predicted end; t, h, sigma numbers, t + h at most 1. Returns
     (B, N). B is Brownian motion: its increment over a time h is normal with mean 0 and variance h.
 
-    Hint: t and h are Python numbers, so `math.sqrt` or `** 0.5`, not `torch.sqrt`.
+    Hint: h is a Python number, and its root is `h**0.5`; `torch.sqrt` takes tensors only.
+    """
+    raise NotImplementedError
+
+
+def endpoint_loss(xT, predicted, dT):
+    """How far the predicted end is from the true one, on expressed genes only (Eq. 9).
+
+    xT, predicted, dT (B, N); only genes with dT = 1 count, whatever xT is. Squared errors are
+    averaged over the expressed genes of each cell, and then over all B cells; a cell that expresses
+    nothing costs 0. Returns a tensor of shape () that can be differentiated by `predicted`.
+
+    Hint: there are two means here, and a division by 0 to avoid.
     """
     raise NotImplementedError
 
@@ -99,14 +105,16 @@ def mixture_sample(d0, dT, t, noise):
 def ctmc_rate(y, d, p_on, t):
     """The rate at which a gene in state d jumps to state y at time t (Eq. 12 and 13).
 
-        u_t(y, d) = kappa'(t) / (1 - kappa(t)) * (P(d_T = y) - [y = d])  with kappa(t) = t
+        u_t(y, d) = kappa'(t) / (1 - kappa(t)) * sum_{d_T} ([y = d_T] - [y = d]) P(d_T)
 
-    y, d (B, N), of 0.0 and 1.0; p_on (B, N), the probability that the gene is on at the end; t a
-    number below 1. Returns (B, N): for y = d it is minus the rate of leaving d. [y = d] is 1 where
-    they are equal, else 0; kappa' is the derivative. (The paper prints kappa for kappa'. Lesson 4
-    shows what goes wrong then.)
+    The sum is over both ends, d_T = 0 and 1, and P(d_T = 1) is p_on. kappa' is the derivative of
+    the schedule kappa; put kappa(t) = t in. [y = d] is 1 where they are equal, else 0. (The paper
+    prints kappa for kappa', and lesson 4 shows what goes wrong then.)
 
-    Hint: P(d_T = y) is p_on for y = 1. For y = 0?
+    y, d (B, N), of 0.0 and 1.0; p_on (B, N); t a number below 1. Returns (B, N): for y = d it is
+    minus the rate of leaving d.
+
+    Hint: of the two terms of the sum, one has [y = d_T] = 1. What do the probabilities sum to?
     """
     raise NotImplementedError
 
@@ -146,7 +154,9 @@ def transport_cost(xT, x0, cost="sqeuclidean"):
     xT (n, N) perturbed cells, x0 (m, N) controls. Returns (n, m): the perturbed cells are the rows.
     cost: "sqeuclidean", the squared length of the difference; "euclidean", its length; "cosine",
     1 minus the cosine of the angle between the two cells. The first two are never below 0 or NaN,
-    not by rounding either (float32, cells far from 0 and close together).
+    not by rounding either (float32, cells far from 0 and close together). More accuracy than that
+    is not asked: for cells near 100 in float32, the cost of a cell and itself may be up to 1. A
+    cell of zeros has no direction, and what its cosine is does not matter.
 
     Hint: xT[:, None] - x0 has shape (n, m, N).
     """
@@ -158,8 +168,9 @@ def sinkhorn(C, epsilon, iterations):
 
         P_ij = exp(f_i + g_j - C_ij / epsilon)
 
-    with f (n,) and g (m,) such that each row sums to 1 / n and each column to 1 / m. C (n, m);
-    epsilon a number above 0; iterations: how often f and g are each renewed. Returns (n, m).
+    with f (n,) and g (m,) such that each row sums to 1 / n and each column to 1 / m. (Many books
+    have f / epsilon for this f.) C (n, m); epsilon a number above 0; iterations: how often f and g
+    are each renewed, in either order, and not more often. Returns (n, m).
 
     Hint: f follows from g and g from f. exp(-C / epsilon) underflows for a small epsilon; what does
     torch.logsumexp do about that?
@@ -171,8 +182,9 @@ def draw_partners(plan, noise):
     """For each perturbed cell, a row of the plan, draw one control with the row's weights.
 
     plan (n, m), not below 0. Its rows need not sum to 1, nor all to the same. Returns the drawn
-    columns, integers (n,). A control of weight 0 is never drawn (uniform numbers may be exactly 0);
-    a row that is 0 throughout has no weights to draw with, and gets any column that exists.
+    columns, integers (n,). A control of weight 0 is never drawn, and uniform numbers may be exactly
+    0 or as near to 1 as the type allows (and sums in float32 do not end at 1 exactly). A row that
+    is 0 throughout has no weights to draw with, and gets any column that exists.
 
     Hint: torch.cumsum, and one uniform number a row.
     """
@@ -187,11 +199,11 @@ def propagate(W, nodes, hops=3):
 
     W (N, N): W[j, i] is the edge from gene i to gene j. nodes (P,): the perturbed genes, each by
     itself. Returns (P, N). A perturbed gene is held at 1 and all others begin at 0. At every hop
-    each other gene, all at once, takes the mean of its incoming messages
+    each other gene, all at once, takes the mean of its incoming messages, weighted by |W|,
 
         s_j <- sum_i W[j, i] s_i / sum_i |W[j, i]|
 
-    and a gene that hears nobody stays at 0.
+    and a gene that hears nobody stays at 0. An edge from a gene to itself counts as any other.
 
     Hint: which s stand on the right side, those before the hop or after?
     """
@@ -215,9 +227,9 @@ def sample(model, x0, d0, conditions, noise, trace=None):
                                                         that d_T is 1
 
     Start at x0 and d0 as they are; at each step ask the networks once, at the time at which the
-    step begins, and let x and d take one step each. Negative levels become 0, after the last step.
-    Returns two tensors (B, N): the prediction x_T * d_T (Eq. 18), and the level x_T alone. If
-    `trace` is a list, append (x_t, d_t) to it before every step.
+    step begins, and let x and d take one step each. Negative levels become 0, after the last step
+    and only then. Returns two tensors (B, N): the prediction x_T * d_T (Eq. 18), and the level x_T
+    alone. If `trace` is a list, append the pair (x_t, d_t) to it before every step.
 
     Hint: your own euler_maruyama_step and ctmc_step. A network that is trained has dropout and
     gradients; one that samples needs neither (`model.eval()`, `torch.no_grad()`).

@@ -66,10 +66,17 @@ def written_function(module, path, exercise):
     return function
 
 
-def what_happened(error, path):
+def what_happened(error, path, exercise):
     """An exception in a student's words, with the line of the student's file."""
-    if isinstance(error, NotImplementedError):
-        return "not written yet"
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if frame.filename == str(path)]
+    if isinstance(error, NotImplementedError) and frames and frames[-1].name != "<module>":
+        if frames[-1].name == exercise:
+            return "not written yet"
+        return (
+            f"it calls {frames[-1].name}, which is not written yet"
+            f" (line {frames[0].lineno} of {path.name})"
+        )
     if isinstance(error, SystemExit):
         text = "it ends the program (sys.exit or exit)"
     elif isinstance(error, SyntaxError) and error.lineno:
@@ -77,9 +84,13 @@ def what_happened(error, path):
     else:
         said = " ".join(str(error).split())
         text = f"it raises {type(error).__name__}" + (f": {said[:200]}" if said else "")
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    return f"{text} (line {lines[-1]} of {path.name})" if lines else text
+    if hasattr(error, "hint"):
+        text = f"{text}; {error.hint}"
+    if not frames:
+        return text
+    first, last = frames[0].lineno, frames[-1].lineno
+    called = f", called from line {first}" if first != last else ""
+    return f"{text} (line {last}{called} of {path.name})"
 
 
 def first_broken(path, exercise):
@@ -97,7 +108,7 @@ def first_broken(path, exercise):
     except Unfit as unfit:
         return str(unfit)
     except BaseException as error:  # a student's exit is a result too
-        return what_happened(error, path)
+        return what_happened(error, path, exercise)
     return ""
 
 
@@ -173,6 +184,17 @@ def gradescope(results, seconds):
     }
 
 
+def exercise_name(text):
+    """The name of an exercise, or an error that says what else was meant."""
+    if text in FORMS:
+        return text
+    if text.endswith(".py"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no exercise; the file comes first: python course/grade.py {text} --only …"
+        )
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(FORMS)})")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -182,12 +204,14 @@ def main():
     parser.add_argument("file", type=Path, help="a filled-in copy of course/exercises.py")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write Gradescope's results here")
     parser.add_argument(
-        "--only", nargs="+", choices=FORMS, default=list(FORMS), metavar="NAME", help="exercises"
+        "--only", nargs="+", type=exercise_name, default=FORMS, metavar="NAME", help="exercises"
     )
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"time limit of an exercise ({SECONDS})"
     )
     args = parser.parse_args()
+    if args.file.is_dir():
+        parser.error(f"{args.file}: is a folder; give the path of your copy of exercises.py")
     if not args.file.is_file():
         parser.error(f"{args.file}: no such file; give the path of your copy of exercises.py")
     if args.file.suffix != ".py":
@@ -196,10 +220,10 @@ def main():
         parser.error(f"--json {args.json}: no such folder; make it first")
     started = time.time()
     results = []
-    for result in grade(args.file, args.only, args.seconds):
+    for result in grade(args.file, dict.fromkeys(args.only), args.seconds):
         results.append(result)
         print(f"{result.exercise:<20} {result.message or 'passed'}", flush=True)
-    print(f"\nmark: {mark(results)}")
+    print(f"\nmark: {mark(results)}", flush=True)
     if args.json:
         content = gradescope(results, time.time() - started)
         args.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -210,3 +234,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `| head -1` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

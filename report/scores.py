@@ -282,32 +282,34 @@ def name_strongest(panel, genes, x, y, middle):
 def draw_gap(path, rows, summary):
     """Gap closed on E-distance, all genes: of each method, and in each condition.
 
-    Of the 40 conditions that change most, best predicted on top, cut at -1.5 and 2.
+    Of the 40 conditions that change most, best predicted on top, cut at -1.5 and 2. There the five
+    best rivals alone are shown, each in a colour that it has on both sides.
     """
     gap = {
         name: scores["E-distance"]["all"]["gap_closed"]
         for name, scores in summary.items()
         if name not in ("control", "floor")
     }
-    order = sorted(gap, key=gap.get)
-    rivals = sorted(set(order) - {"model"})
-    colour = {name: CONDITIONS[i % 6] for i, name in enumerate(rivals)} | {"model": PREDICTED}
+    order = sorted(gap, key=lambda name: np.nan_to_num(gap[name], nan=-np.inf))
+    best = [name for name in order[::-1] if name != "model"][:5]
+    colour = dict(zip(best, CONDITIONS, strict=False)) | {"model": PREDICTED}
     shown = rows[:40]
     figure, (left, right) = plt.subplots(
         1,
         2,
-        figsize=(10, max(3.2, 0.6 + 0.19 * len(shown))),
+        figsize=(10, max(3.2, 0.6 + 0.19 * len(shown), 1.2 + 0.21 * len(order))),
         layout="constrained",
         width_ratios=(1, 1.6),
     )
-    left.barh(order, [gap[name] for name in order], color=[colour[name] for name in order])
-    for i, name in enumerate(order):
-        text = f"{gap[name]:.2f}"
-        at = max(gap[name], 0) + 0.02
-        left.text(at, i, text, va="center", fontsize=9, path_effects=[WHITE_EDGE])
-    left.set_title("all conditions", loc="left")
-    left.set_xlim(min(0, *gap.values()) - 0.05, max(1.1, *gap.values()) + 0.1)
-    draw_gap_of_conditions(right, shown, order, colour, len(rows))
+    values = np.array([gap[name] for name in order])
+    bars = values.clip(-1.5, 2)
+    left.barh(order, bars, color=[colour.get(name, CONTROLS) for name in order])
+    for i, value in enumerate(values):
+        at = max(bars[i], 0) + 0.02
+        left.text(at, i, f"{value:.2f}", va="center", fontsize=9, path_effects=[WHITE_EDGE])
+    left.set_title("all conditions" + said_of_cut(values), loc="left")
+    left.set_xlim(np.nanmin(bars, initial=0) - 0.05, np.nanmax(bars, initial=1) + 0.2)
+    draw_gap_of_conditions(right, shown, ["model", *best], colour, len(rows))
     for panel in (left, right):
         panel.axvline(1, color="black", linewidth=0.8, linestyle=DASHED)
         panel.axvline(0, color="black", linewidth=0.8)
@@ -319,27 +321,31 @@ def draw_gap(path, rows, summary):
 
 
 def draw_gap_of_conditions(panel, rows, methods, colour, conditions):
-    """Draw the gap closed in each condition: bars for the model, markers for its rivals."""
+    """Draw the gap closed in each condition: bars for the model, markers for some rivals."""
     values = np.array([[gap_of(row["scores"], name) for name in methods] for row in rows])
-    cut = np.nanmin(values, initial=0) < -1.5 or np.nanmax(values, initial=1) > 2
+    cut = said_of_cut(values)
     values = values.clip(-1.5, 2)
     model = methods.index("model")
     order = np.argsort(np.nan_to_num(values[:, model], nan=-9))
     place = range(len(rows))
     panel.barh(place, values[order, model], color=colour["model"], alpha=0.45, label="model")
     rivals = [name for name in methods if name != "model"]
-    for name, marker in zip(rivals, "osD^vPX", strict=False):
+    for name, marker in zip(rivals, "osD^v", strict=False):
         at = values[order, methods.index(name)]
         panel.plot(at, place, marker, color=colour[name], markersize=4.5, label=name)
     panel.set_yticks(place, [rows[i]["condition"] for i in order], fontsize=7)
-    title = "each condition"
+    title = "each condition, best rivals"
     if conditions > len(rows):
-        title = f"{len(rows)} of {conditions} conditions"
-    if cut:
-        title += ", cut at -1.5 and 2"
-    panel.set_title(title, loc="left")
+        title = f"{len(rows)} of {conditions} conditions, best rivals"
+    panel.set_title(title + cut, loc="left")
     least, most = np.nanmin(values, initial=0), np.nanmax(values, initial=1)
     panel.set_xlim(least - 0.05, max(1.1, most + 0.05))
+
+
+def said_of_cut(values):
+    """That some gaps lie beyond the figure's limits, for a title."""
+    cut = np.nanmin(values, initial=0) < -1.5 or np.nanmax(values, initial=1) > 2
+    return ", cut at -1.5 and 2" if cut else ""
 
 
 def gap_of(scores, name):

@@ -52,6 +52,7 @@ TITLES = {
     "gap": "gap closed: 0 as far as the control cells, 1 as close as the floor",
     "wins": "conditions in which the model is better, and the p-value of a two-sided sign test",
 }
+COSTS = "; seconds to train and to predict (of the model: of its epochs)"
 SHORT = {
     "E-distance": "E",
     "MMD2": "MMD²",
@@ -112,11 +113,12 @@ def paper_of(screen):
     return None
 
 
-def make_tables(summary, rows, paper=None):
+def make_tables(summary, rows, paper=None, costs=None):
     """The tables [(title, header, lines)], all of text.
 
     summary: of `evaluate.summarise`; rows: one per condition; paper: the data set whose published
-    numbers go below ours.
+    numbers go below ours; costs: {method: {"seconds", "parameters"}} of those that were trained,
+    which stand beside the gap that they close.
     """
     shown = dict(summary)
     if paper:
@@ -130,7 +132,12 @@ def make_tables(summary, rows, paper=None):
             cells = [written(kind, scores.get(metric, {}).get(genes)) for metric, genes in columns]
             if any(cells):
                 lines.append([name, *cells])
-        tables.append((TITLES[kind].format(n=len(rows)), header, lines))
+        title = TITLES[kind].format(n=len(rows))
+        if kind == "gap" and costs:
+            title += COSTS
+            header += ["seconds", "parameters"]
+            lines = [[*line, *written_costs(costs.get(line[0]))] for line in lines]
+        tables.append((title, header, lines))
     title, header, lines = tables[0]
     tables[0] = (title + said_of_partial(summary, len(rows)), header, lines)
     if 1 < len(rows) <= 8:
@@ -156,11 +163,14 @@ def is_scored(summary, metric, genes):
 
 def said_of_partial(summary, n):
     """Which methods do not apply to all n conditions, for a title."""
-    said = ""
+    names_of = {}
     for name, scores in summary.items():
-        conditions = scores["E-distance"]["all"]["conditions"]
-        if conditions < n:
-            said += f"; {name}: the {conditions} that it applies to"
+        names_of.setdefault(scores["E-distance"]["all"]["conditions"], []).append(name)
+    said = ""
+    for conditions in sorted(names_of.keys() - {n}):
+        names = names_of[conditions]
+        applies = "it applies" if len(names) == 1 else "each applies"
+        said += f"; {', '.join(names)}: the {conditions} that {applies} to"
     return said
 
 
@@ -188,6 +198,13 @@ def written(kind, entry):
     if kind == "wins" and "p" in entry:
         return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}"
     return ""
+
+
+def written_costs(costs):
+    """The text of a method's seconds and parameters; empty where it was not trained."""
+    if costs is None:
+        return ["", ""]
+    return [f"{costs['seconds']:,.0f}", f"{costs['parameters']:,.0f}"]
 
 
 def convention(squared):

@@ -3,10 +3,12 @@
     rival(screen) -> predict(perturbation, cell_type, x0) -> cells (n, N), or None
 
 x0 (n, N) are control cells of that type, dense log1p. A rival looks at training conditions only,
-and predicts None where it does not apply.
+and predicts None where it does not apply. Those of TRAINED are trained when they are asked for, and
+take a seed and a device; how many numbers they fit is predict.parameters.
 """
 
 from functools import partial
+from importlib import import_module
 
 from rivals.additive import additive
 from rivals.control import control
@@ -28,3 +30,28 @@ RIVALS = {
     "linear knock-out": linear_knockout,
     "LAOT": laot_map,
 }
+
+
+def imported(module, function):
+    """The rival rival(screen, seed, device) in a file that is imported when it is asked for."""
+
+    def rival(screen, seed=0, device="cpu"):
+        train = getattr(import_module(f"rivals.{module}"), function)
+        return train(screen, seed=seed, device=device)
+
+    return rival
+
+
+TRAINED = {
+    "scGen": imported("scgen", "scgen"),
+    "vector arithmetic": imported("vector_arithmetic", "vector_arithmetic"),
+    "PCA arithmetic": imported("vector_arithmetic", "pca_arithmetic"),
+    "CellOT": imported("cellot", "cellot"),
+    "compact CellOT": imported("compact_cellot", "compact_cellot"),
+    "PerturbDiff": imported("perturbdiff", "perturbdiff"),
+}
+
+
+def option_of(name):
+    """A rival's name on the command line, and of the file that keeps its cells."""
+    return name.lower().replace(" ", "-")

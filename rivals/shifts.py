@@ -94,3 +94,8 @@ def nearest(screen, keys, perturbation, cell_type):
             distance[key] = (-len(common), len(others), dose, key[1] != cell_type)
     least = min(distance.values(), default=None)
     return [key for key, far in distance.items() if far == least]
+
+
+def same_perturbation(screen, perturbation):
+    """The training conditions of one perturbation, of any cell type: same targets, same doses."""
+    return [key for key in screen.training_groups() if key[0] == perturbation]

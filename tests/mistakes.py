@@ -57,6 +57,21 @@ MISTAKES = {
             "    line = x0\n    line += t * (xT - x0)\n",
             "x0 changed in place",
         ),
+        (
+            "line = x0 + t * (xT - x0)",
+            "line = x0 + t**2 * (xT - x0)",
+            "a line that is not straight",
+        ),
+        (
+            "line = x0 + t * (xT - x0)",
+            "line = x0 + t[0] * (xT - x0)",
+            "the first cell's time for all cells",
+        ),
+        (
+            "    return line + variance.sqrt() * noise.normal(x0)",
+            "    return (line + variance.sqrt() * noise.normal(x0)).double()",
+            "float64 whatever came in",
+        ),
     ],
     "bridge_drift": [
         ("time = 1 - t  #", "time = t  #", "the time that has passed for the time that is left"),
@@ -64,6 +79,7 @@ MISTAKES = {
         ("return way / time", "return way * time", "multiplied for divided"),
         ("return way / time", "return (way / time).numpy()", "an array where a tensor is due"),
         ("return way / time", "return way // time", "integer division"),
+        ("return way / time", "return way.double() / time", "float64 whatever came in"),
     ],
     "endpoint_loss": [
         ("(end[on] - guess[on]) ** 2", "(end - guess) ** 2", "silent genes count"),
@@ -106,8 +122,28 @@ MISTAKES = {
             "nothing can be learnt: no gradient",
         ),
         ("return torch.stack(costs).mean()", "return torch.stack(costs)", "a loss for each cell"),
+        (
+            "zip(xT, predicted, dT == 1, strict=True)",
+            "zip(xT, predicted, xT > 0, strict=True)",
+            "levels above 0 for genes that are on",
+        ),
+        (
+            "squared = (end[on] - guess[on]) ** 2",
+            "squared = (end - guess * on) ** 2",
+            "only the prediction is masked",
+        ),
+        (
+            "return torch.stack(costs).mean()",
+            "return torch.stack(costs).double().mean()",
+            "float64 whatever came in",
+        ),
     ],
     "euler_maruyama_step": [
+        (
+            "drifted + spread * noise.normal(x)",
+            "drifted + spread * noise.normal(x[:, :1])",
+            "one random number for all genes of a cell",
+        ),
         ("spread = sigma * math.sqrt(h)", "spread = sigma * h", "h for its root"),
         ("spread = sigma * math.sqrt(h)", "spread = sigma**2 * h", "variance for deviation"),
         ("spread = sigma * math.sqrt(h)", "spread = math.sqrt(sigma * h)", "sigma under the root"),
@@ -142,6 +178,11 @@ MISTAKES = {
             "drifted + spread * torch.randn_like(x)",
             "random numbers that come from elsewhere",
         ),
+        (
+            "return drifted + spread * noise.normal(x)",
+            "return (drifted + spread * noise.normal(x)).double()",
+            "float64 whatever came in",
+        ),
     ],
     "mixture_sample": [
         ("(noise.uniform(d0) < t).to(d0)", "(noise.uniform(d0) > t).to(d0)", "the wrong side"),
@@ -173,8 +214,24 @@ MISTAKES = {
             "torch.rand_like(d0) < t",
             "random numbers that come from elsewhere",
         ),
+        (
+            "noise.uniform(d0) < t",
+            "noise.uniform(d0) <= t",
+            "a uniform number of 0 switches at t = 0",
+        ),
+        (
+            "return end * dT + (1 - end) * d0",
+            "return (end * dT + (1 - end) * d0).double()",
+            "float64 whatever came in",
+        ),
+        (
+            "noise.uniform(d0) < t",
+            "noise.uniform(d0) < t[0]",
+            "the first cell's time for all cells",
+        ),
     ],
     "ctmc_rate": [
+        ("p_of_y = y * p_on + (1 - y) * p_off", "p_of_y = 0.5", "p_on is not looked at"),
         ("speed = 1 / (1 - t)", "speed = t / (1 - t)", "kappa for its derivative, as printed"),
         ("speed = 1 / (1 - t)", "speed = 1 / max(t, 1e-6)", "the time that has passed"),
         ("speed = 1 / (1 - t)", "speed = 1 - t", "multiplied for divided"),
@@ -189,6 +246,11 @@ MISTAKES = {
             "speed * (p_of_y - same)",
             "speed * (1 - same) * p_of_y",
             "the rate of staying is 0: what flows out is not taken off",
+        ),
+        (
+            "return speed * (p_of_y - same)",
+            "return (speed * (p_of_y - same)).double()",
+            "float64 whatever came in",
         ),
     ],
     "ctmc_step": [
@@ -229,6 +291,16 @@ MISTAKES = {
             "return (noise.uniform(d) < on_after).to(d)",
             "return torch.bernoulli(on_after.clamp(0, 1))",
             "random numbers that come from elsewhere",
+        ),
+        (
+            "noise.uniform(d) < on_after",
+            "noise.uniform(d) <= on_after",
+            "a uniform number of 0 switches on what stays off",
+        ),
+        (
+            "return (noise.uniform(d) < on_after).to(d)",
+            "return (noise.uniform(d) < on_after).double()",
+            "float64 whatever came in",
         ),
     ],
     "activation_loss": [
@@ -351,6 +423,7 @@ MISTAKES = {
             "log_weight = -C / epsilon**2",
             "epsilon squared, as if it were sigma",
         ),
+        ("for _ in range(iterations):", "for _ in range(2000):", "iterations that are not counted"),
     ],
     "draw_partners": [
         (
@@ -382,6 +455,17 @@ MISTAKES = {
             "noise.uniform(length) * length",
             "torch.rand_like(length) * length",
             "random numbers that come from elsewhere",
+        ),
+        (
+            "    dart = noise.uniform(length) * length\n",
+            "    edges = plan.cumsum(dim=1) / plan.sum(dim=1, keepdim=True)\n"
+            "    dart = noise.uniform(edges[:, -1:])\n",
+            "divided by a sum that rounding lets differ from the last edge",
+        ),
+        (
+            "noise.uniform(length) * length",
+            "noise.uniform(length) * plan.sum()",
+            "the sum of the plan for that of the row",
         ),
     ],
     "propagate": [
@@ -417,8 +501,35 @@ MISTAKES = {
             "            mean[deaf] = signal[deaf]  #",
             "held only where the perturbed gene hears nobody",
         ),
+        ("messages = W @ signal", "messages = W.abs() @ signal", "the sign is dropped"),
+        (
+            "        signal[node] = 1\n",
+            "        signal[node] = 1\n        hops = 1\n",
+            "one hop, whatever hops says",
+        ),
+        (
+            "    heard = W.abs().sum(dim=1)",
+            "    W = W - W.diag().diag()\n    heard = W.abs().sum(dim=1)",
+            "a gene's edge to itself is left out",
+        ),
+        ("mean[node] = 1", "mean[node] = 0.5", "held at another level"),
+        (
+            "            mean[node] = 1  #",
+            "            mean[deaf] = 1\n            mean[node] = 1  #",
+            "a gene that hears nobody comes on",
+        ),
     ],
     "sample": [
+        (
+            "x = euler_maruyama_step(x, end, t, h, sigma, noise)",
+            "x = euler_maruyama_step(x, end, t + h, h, sigma, noise)",
+            "the drift of the end of the step: the last one divides by 0",
+        ),
+        (
+            "d = ctmc_step(d, p_on, t, h, noise)",
+            "d = ctmc_step(d, p_on, t + h, h, noise)",
+            "the rate of the end of the step: the last one divides by 0",
+        ),
         ("t = step * h\n", "t = (step + 1) * h\n", "off by one step"),
         ("for step in range(steps):", "for step in range(steps - 1):", "a step too few"),
         ("for step in range(steps):", "for step in range(1, steps):", "it begins a step late"),
@@ -485,6 +596,34 @@ MISTAKES = {
             "random numbers that come from elsewhere",
         ),
         ("return level * d, level", "return level.round() * d, level", "levels rounded to counts"),
+        (
+            "        end, log_odds = model.predict(time, x, d, condition)\n",
+            "        end, log_odds = x, d\n",
+            "the networks are never asked",
+        ),
+        ("trace.append((x, d))", "trace.append(x)", "half of the trace"),
+        (
+            "    for step in range(steps):\n        t = step * h\n",
+            "    t = -h\n    while t + h < 1:\n        t += h\n",
+            "times that are added up: rounding makes one step too many",
+        ),
+        (
+            "p_on = 1 / (1 + torch.exp(-log_odds))",
+            "p_on = (log_odds > 0).to(d)",
+            "a threshold for the logistic function",
+        ),
+        (
+            "        d = ctmc_step(d, p_on, t, h, noise)\n",
+            "        ctmc_step(d, p_on, t, h, noise)\n",
+            "the states never move",
+        ),
+        (
+            "d = ctmc_step(d, p_on, t, h, noise)",
+            "d = ctmc_step(d, p_on, 0.0, h, noise)",
+            "each step of the states is a first step",
+        ),
+        ("return level * d, level", "return level, level", "the final product is forgotten"),
+        ("return level * d, level", "return end * d, end", "the networks' end for the level"),
     ],
     "e_distance": [
         (
@@ -539,6 +678,11 @@ MISTAKES = {
             "return energy",
             "the root is forgotten",
         ),
+        (
+            "return energy if squared else math.sqrt(energy)",
+            "return energy**2 if squared else math.sqrt(energy)",
+            "squared twice",
+        ),
     ],
     "wasserstein": [
         ("        b = np.sort(b)\n", "", "one side is not sorted"),
@@ -584,6 +728,25 @@ MISTAKES = {
             "        a = np.sort(a)\n        b = np.sort(b)\n",
             "        areas.append(np.abs(a - b).mean())\n        continue\n",
             "cells are compared in the order in which they come",
+        ),
+        (
+            "areas.append((width * np.abs(below_a - below_b)).sum())",
+            "u = (np.arange(1000) + 0.5) / 1000\n"
+            '        a, b = (np.quantile(c, u, method="inverted_cdf") for c in (a, b))\n'
+            "        areas.append(((a - b) ** 2).mean() ** 0.5)",
+            "Wasserstein-2 for Wasserstein-1",
+        ),
+        (
+            "        a = np.sort(a)\n        b = np.sort(b)\n",
+            "        areas.append(np.abs(np.sort(a) - np.sort(b)).mean())\n        continue\n",
+            "sorted and subtracted: only for as many cells on both sides",
+        ),
+        (
+            "areas.append((width * np.abs(below_a - below_b)).sum())",
+            "grid = np.linspace(values[0], values[-1], 2001)\n"
+            '        a, b = (np.searchsorted(c, grid, side="right") / len(c) for c in (a, b))\n'
+            "        areas.append(np.abs(a - b).mean() * (grid[-1] - grid[0]))",
+            "an integral on a grid",
         ),
     ],
 }

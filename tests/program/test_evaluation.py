@@ -434,7 +434,7 @@ def test_rivals_see_neither_what_is_scored_nor_what_the_truth_marks_as_test(
     theirs = relabelled(one, first, tmp_path / "theirs.h5ad")
     hidden = []
 
-    def instead(screen, predicted, seed, squared):
+    def instead(screen, predicted, *options):
         hidden.extend(screen.held_out)
         raise KeyboardInterrupt
 

@@ -7,6 +7,7 @@ import ast
 import json
 import math
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -121,8 +122,8 @@ OTHERWISE = {  # right in law, with other random numbers than the answers and th
         return d
         """,
     "ctmc_step": """
-        drawn = (noise.uniform(d) > 1 - p_on).to(d)
-        jumps = noise.uniform(d.T.contiguous()).T <= h / (1 - t)
+        drawn = (noise.uniform(d) >= 1 - p_on).to(d)
+        jumps = noise.uniform(d.T.contiguous()).T < h / (1 - t)
         return torch.where(jumps, drawn, d)
         """,
     "draw_partners": """
@@ -205,6 +206,19 @@ def test_a_function_is_called_as_the_exercises_say(tmp_path):
     assert "takes 2 positional arguments but 3 were given" in message_of(path, "bridge_drift", 60)
 
 
+def test_an_exception_in_a_function_that_is_called_names_both_lines(tmp_path):
+    above = "def way(x, xT):\n    return xT - y\n"
+    message = of_drift(tmp_path, "return way(x, xT) / (1 - t)", above)
+    assert message.endswith("name 'y' is not defined (line 2, called from line 5 of mine.py)")
+
+
+def test_a_function_that_is_called_and_not_written_is_named(tmp_path):
+    """The exercise is written; what it calls is not."""
+    above = "def way(x, xT):\n    raise NotImplementedError\n"
+    message = of_drift(tmp_path, "return way(x, xT) / (1 - t)", above)
+    assert message == "it calls way, which is not written yet (line 5 of mine.py)"
+
+
 def test_a_missing_function_is_a_message(tmp_path):
     path = handed_in(tmp_path, "def bridge_drfit(x, xT, t):\n    return x\n")
     assert message_of(path, "bridge_drift", 60) == "there is no function bridge_drift in mine.py"
@@ -231,6 +245,9 @@ UNLOADABLE = {
         " (line 1 of mine.py)"
     ),
     "exit()\n": "it ends the program (sys.exit or exit) (line 1 of mine.py)",
+    "import torch\nraise NotImplementedError\n": (
+        "it raises NotImplementedError (line 2 of mine.py)"
+    ),
 }
 
 
@@ -259,7 +276,7 @@ def test_what_a_student_breaks_is_broken_in_one_process_alone(tmp_path):
     assert "submission" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["exercises", "grade", "laws"])
+@pytest.mark.parametrize("name", ["exercises", "grade", "laws", "noise"])
 def test_what_is_handed_out_for_an_exam_needs_torch_and_numpy_only(name):
     """Nothing of the project, where the solutions are."""
     imported = set()
@@ -269,7 +286,7 @@ def test_what_is_handed_out_for_an_exam_needs_torch_and_numpy_only(name):
         if isinstance(node, ast.ImportFrom):
             imported.add(node.module)
     others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names}
-    assert others <= {"torch", "numpy", "course.laws"}
+    assert others <= {"torch", "numpy", "course.laws", "course.noise"}
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -316,11 +333,30 @@ def test_results_json_says_what_the_command_prints(command):
         assert line.split(maxsplit=1) == [test["name"], test["output"]]
 
 
+def test_an_exercise_that_is_named_twice_is_marked_once(tmp_path):
+    handed_in(tmp_path, TWO)
+    twice = ["--only", "bridge_drift", "bridge_drift"]
+    code, out, _ = Script(tmp_path, "course/grade.py", "mine.py", *twice).ended()
+    assert (code, out.count("bridge_drift")) == (0, 1)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    """As `| head -1` has."""
+    path = handed_in(tmp_path, TWO)
+    command = [sys.executable, ROOT / "course/grade.py", path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
 BAD = {
     "nothing.py": "nothing.py: no such file; give the path of your copy of exercises.py",
     "mine.ipynb": "mine.ipynb: not a .py file; export a notebook as a script first",
     "mine.py --json no/r.json": "--json no/r.json: no such folder; make it first",
     "mine.py --only bridge": "argument --only: invalid choice: 'bridge'",
+    ".": ".: is a folder; give the path of your copy of exercises.py",
+    "--only bridge_drift mine.py": "mine.py is no exercise; the file comes first: python",
 }
 
 
