@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import ot  # noqa: E402, F401  (once, before the processes fork)
-from mistakes import MISTAKES  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from course.grade import FORMS, message_of  # noqa: E402
+from mistakes import MISTAKES  # noqa: E402
 
 SECONDS = 60  # for an exercise, on a machine that has other things to do
 

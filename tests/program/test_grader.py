@@ -13,10 +13,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from submissions import mark_all, mistakes, mutants, share_marked_wrong, whole_files
 
 from course.grade import FORMS, LAWS, grade, message_of
 from examples import Script
+from submissions import mark_all, mistakes, mutants, share_marked_wrong, whole_files
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = ROOT / "course" / "answers.py"

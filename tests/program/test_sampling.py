@@ -674,7 +674,7 @@ def unseen(tmp_path_factory):
 UNSEEN = {  # start of the conditions' names, how many there are, and how near they must come
     "dose": ("B-1:0.1@", 3, 0.5),
     "cell type": ("B-2:", 4, 0.6),
-    "drug": ("C-3:", 12, 0.7),
+    "drug": ("C-3:", 12, 0.75),
 }
 
 
