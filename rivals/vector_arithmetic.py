@@ -16,13 +16,16 @@ from screens import CONTROL
 CELLS_AT_ONCE = 4096
 
 
-def vector_arithmetic(screen):
-    """Predict x0 + the mean of the treated cells - the mean of the controls, in gene space."""
+def vector_arithmetic(screen, seed=0, device="cpu"):
+    """Predict x0 + the mean of the treated cells - the mean of the controls, in gene space.
+
+    Nothing is random, and nothing needs a device.
+    """
     return arithmetic(screen, lambda cells: cells, lambda codes: codes)
 
 
-def pca_arithmetic(screen, components=100, seed=0):
-    """The same in principal components, as many as scGen's code has numbers."""
+def pca_arithmetic(screen, seed=0, device="cpu", components=100):
+    """The same in principal components, as many as scGen's code has numbers; on the CPU."""
     return arithmetic(screen, *principal_components(screen, components, seed))
 
 
@@ -49,6 +52,7 @@ def arithmetic(screen, encode, decode):
         delta = np.mean([mean_code(key) - mean_code((CONTROL, key[1])) for key in treated], 0)
         return np.maximum(decode(encode(x0) + delta), 0).astype(np.float32)
 
+    predict.parameters = 0
     return predict
 
 
