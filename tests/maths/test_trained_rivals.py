@@ -126,6 +126,17 @@ def test_what_takes_no_part_in_a_step_stays_where_it_is():
     assert where[0] == where[1] != where[2]
 
 
+# ---- One interface -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in rivals.TRAINED if name != "PerturbDiff"])
+def test_every_trained_rival_takes_a_seed_and_a_device_and_counts_its_numbers(name):
+    """As `evaluate.py --rivals` calls it. (PerturbDiff trains at once; its own tests call it.)"""
+    predict = rivals.TRAINED[name](two_types(np.random.default_rng(0)), seed=1, device="cpu")
+    assert isinstance(predict.parameters, int)
+    assert predict("never seen", "x", np.ones((2, 3))) is None
+
+
 # ---- Arithmetic ----------------------------------------------------------------------------------
 
 
