@@ -70,6 +70,8 @@ RIGHT_HERE = {
     "epsilon = max(epsilon, 1e-12)": "the exercise's epsilon is above 0",
     '    if method == "exact":\n': "the exercise is the entropic plan alone",
     "for v in (rows, columns, C)]": "the exercise is the entropic plan alone",
+    '    if method != "entropic":\n': "the exercise is the entropic plan alone",
+    '    if cost == "euclidean":\n': "the exercise names its three costs",
     "columns = C.new_full((m,), 1 / m)": (
         "columns of another weight, all the same, are undone by the next step of the rows"
     ),

@@ -567,6 +567,8 @@ SCORING = [
     Bad("evaluate.py run --data tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
+    Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
+    Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),

@@ -38,11 +38,10 @@ def as_process(patch, rank, processes):
     patch.setattr(train, "PROCESSES", processes)
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform", "spread"])
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
 @given(total=st.integers(1, 12), processes=st.integers(1, 4), genes=st.integers(1, 3))
 def test_the_shares_of_the_random_numbers_are_those_of_one_process(kind, total, processes, genes):
     """Twice in a row, so that no process is ahead of another."""
-    genes = 1 if kind == "spread" else genes
     whole = Noise(5)
     expected = [getattr(whole, kind)(torch.empty(total, genes)) for _ in range(2)]
     for rank in range(processes):
