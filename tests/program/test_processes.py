@@ -356,4 +356,4 @@ def test_ablations_are_not_for_several_processes(folder):
     """Each says so, for none waits for another."""
     for code, _, errors in Two(folder, "--ablate", "1").ended():
         assert code == 2
-        assert errors.startswith("error: --ablate needs at least one seed, one process")
+        assert errors.startswith("error: --ablate needs one process, and no --resume")
