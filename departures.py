@@ -412,7 +412,7 @@ class Departures(nn.Module):
         """Eq. 10."""
         return activation(x)
 
-    def encode(self, conditions, which, noise=None):
+    def encode(self, conditions, which):
         """Encode the distinct conditions (C of them), then hand each cell its own, which (B,)."""
         z = self.encoder(conditions)
         return Encoded(conditions.cell_type[which], z[which])
@@ -427,15 +427,14 @@ class Departures(nn.Module):
     def loss(self, x0, xT, d0, dT, conditions, which, noise):
         """The losses of Eq. 9 and 14, whose sum is Eq. 15, on the pairs (x0, xT) and (d0, dT).
 
+        Both networks are shown a random time of both bridges, and scored by what they say of the
+        end.
+
         conditions: the distinct ones (C); which (B,): the row of each pair's own. The two networks
         share the encoder and the labels, and are trained jointly. We take Eq. 9 as a mean over the
         genes that a cell expresses and Eq. 14 as a mean over all; the paper leaves that open.
         """
-        condition = self.encode(conditions, which, noise)
-        return self.bridge_losses(x0, xT, d0, dT, condition, noise)
-
-    def bridge_losses(self, x0, xT, d0, dT, condition, noise):
-        """Show both networks a random time of both bridges and score what they say of the end."""
+        condition = self.encode(conditions, which)
         t = noise.uniform(x0[:, :1])
         xt = bridge_sample(x0, xT, t, self.settings.sigma, noise)
         dt = mixture_sample(d0, dT, t, noise)
@@ -761,7 +760,7 @@ def slope_that_held(height, moved, target):
     """How `moved` (n,) changes with two heights (n, 2), as far as it held for other targets.
 
     By least squares. Each target (n,) in turn is predicted by a fit to the others, and the slope is
-    believed as far as these predictions were right. Below ten targets a height it is 0.
+    believed as far as these predictions were right. Of fewer than 20 targets none is believed.
     """
     if len(target.unique()) < 20:
         return height.new_zeros(2)
@@ -894,8 +893,8 @@ class ShiftEncoder(nn.Module):
         own_shift = self.own[:, None] + torch.einsum("sh,chn->csn", self.own_slope, height)
         least, largest = self.own_range[..., None].unbind(1)
         own = self.own_genes(conditions, model)[:, None]
-        along = model.direction[conditions.cell_type][:, None, None]
-        return torch.where(own, along * own_shift.clamp(least, largest), shift)
+        direction = model.direction[conditions.cell_type][:, None, None]
+        return torch.where(own, direction * own_shift.clamp(least, largest), shift)
 
     def networks_say(self, conditions, model):
         """The networks' effects, each multiplied by its gain, (C, 2, N); 0 on own transcripts."""
@@ -943,10 +942,11 @@ class ShiftEncoder(nn.Module):
         unit = F.normalize(self.structure[:, :-1], dim=1)  # the last number is 1 for all
         alike = (unit @ unit.T)[mine.clamp_min(0), fitted.clamp_min(0)]
         structure = (both * alike).sum((2, 3)).double()
-        # What activating a target does, knocking it down undoes.
+        # What activating a target does, knocking it down undoes: -1 where one does this, one that.
         direction = model.direction.double()
-        both_ways = direction[conditions.cell_type][:, None] * direction[self.cell_type]
-        same_target, structure = both_ways * same_target, both_ways * structure
+        agreement = direction[conditions.cell_type][:, None] * direction[self.cell_type]
+        same_target = agreement * same_target
+        structure = agreement * structure
         like = self.likeness(model)[conditions.cell_type][:, self.cell_type]
         shared = both.double().sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)
         kernels = [
@@ -1006,10 +1006,11 @@ class ShiftEncoder(nn.Module):
         cells, on, level = cells.double(), on.double(), level.double()
         usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
         near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
-        along = model.direction[self.cell_type].double()[:, None]
-        moved = along * (near - start[:, 0]), along * (level - start[:, 1])
-        self.fit_own_transcripts(*moved, on, model)
-        self.fit_networks(near - start[:, 0], level - start[:, 1], cells, on, model)
+        log_odds_moved = near - start[:, 0]
+        level_moved = level - start[:, 1]
+        direction = model.direction[self.cell_type].double()[:, None]
+        self.fit_own_transcripts(direction * log_odds_moved, direction * level_moved, on, model)
+        self.fit_networks(log_odds_moved, level_moved, cells, on, model)
         prior = self.prior_mean(conditions, model).double()
         same_type, kernels = self.relations(conditions, model)
         expected = start + prior
@@ -1135,8 +1136,8 @@ class Shifted(Departures):
             self.cell_types.append(name)
             for table in ("control_mean", "control_level", "control_log_odds", "control_scale"):
                 setattr(self, table, F.pad(getattr(self, table), (0, 0, 0, 1)))
-            usual = 1.0 if self.direction.sum() > 0 else -1.0
-            self.direction = F.pad(self.direction, (0, 1), value=usual)
+            of_most_types = 1.0 if self.direction.sum() > 0 else -1.0
+            self.direction = F.pad(self.direction, (0, 1), value=of_most_types)
         k = self.cell_types.index(name)
         mean, level, fraction, variance = (
             torch.as_tensor(a).to(self.level_scale) for a in (mean, level, fraction, variance)
@@ -1167,7 +1168,7 @@ class Shifted(Departures):
         height = self.control_mean[cell_type, gene] / self.gene_scale[gene]
         return self.direction[cell_type] * torch.where(gene >= 0, height, 1.0)
 
-    def encode(self, conditions, which, noise=None):
+    def encode(self, conditions, which):
         """Encode the distinct conditions (C of them), then hand each cell its own, which (B,)."""
         log_odds, level = self.encoder(conditions, self).to(self.level_scale).unbind(1)
         level = level * self.level_scale

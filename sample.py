@@ -83,12 +83,17 @@ def read_checkpoint(run):
     if not content.keys() >= PARTS.keys():
         raise InputError(f"{path}: a damaged checkpoint, parts are missing; train again")
     wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
-    library = [1, 0] if content["library"] is None else content["library"]
-    wrong = wrong or not (screens.has_form(library, (NUMBER, int)) and 0 < library[0] < math.inf)
+    if content["library"] is not None and not is_library(content["library"]):
+        wrong.append("library")
     if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
     return {**content, "format": FORMAT, "path": path}
+
+
+def is_library(value):
+    """Whether a value is [counts of a cell, how many genes they are of]."""
+    return screens.has_form(value, (NUMBER, int)) and 0 < value[0] < math.inf
 
 
 def check_size(path):

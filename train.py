@@ -8,9 +8,9 @@
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
 metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean
-over the epoch, and prior what is added to them; plans counts the transport plans, unconverged those
-whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information
-is their mean distance from uniform, 0 to 1; seconds is the epoch's time.
+over the epoch; plans counts the transport plans, unconverged those whose marginals Sinkhorn left
+more than 1 % off, marginal_error the worst of them; plan_information is their mean distance from
+uniform, 0 to 1; seconds is the epoch's time.
 """
 
 import argparse

@@ -1202,7 +1202,7 @@ class Known(nn.Module):
         self.was_training = False
         self.encoded = []
 
-    def encode(self, conditions, which, noise=None):
+    def encode(self, conditions, which):
         """A condition for each cell."""
         self.encoded.append((conditions, which))
         return SimpleNamespace(cells=len(which))

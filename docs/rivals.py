@@ -31,7 +31,7 @@ GENES = 30
 TITLES = ["a gene that\nswitches on", "a gene that rises in\none of two states"]
 SYSTEMS = {
     "vector arithmetic": vector_arithmetic,
-    "PCA arithmetic": lambda screen: pca_arithmetic(screen, 10),
+    "PCA arithmetic": lambda screen: pca_arithmetic(screen, components=10),
     "scGen": lambda screen: scgen(screen, steps=1500),
     "CellOT": cellot,
     "Compact CellOT": lambda screen: compact_cellot(screen, vae_steps=1500),

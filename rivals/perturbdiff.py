@@ -5,6 +5,7 @@ cells of a set share, such as their batch, is drawn once for the set and not onc
 The network, the loss and the sampler stand in `set_diffusion.py`.
 """
 
+import math
 import zlib
 
 import numpy as np
@@ -70,7 +71,7 @@ def perturbdiff(screen, seed=0, device="cpu", steps=1000, sets=8):
             return None
         own = torch.Generator(device)
         own.manual_seed(zlib.crc32(f"{seed} {perturbation}@{cell_type}".encode()))
-        n_sets = -(-len(x0) // SET)
+        n_sets = math.ceil(len(x0) / SET)
         controls = np.resize(x0, (n_sets, SET, x0.shape[1])) / scale
         controls = torch.as_tensor(controls, dtype=torch.float32, device=device)
         x = draw_sets(average, controls, told([(perturbation, cell_type)] * n_sets), own)

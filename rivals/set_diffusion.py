@@ -30,10 +30,11 @@ class Block(nn.Module):
 
     def forward(self, tokens, condition):
         """Tokens (B, L, W) after one block; condition (B, W)."""
-        six = self.modulation(F.silu(condition))[:, None].chunk(6, -1)
-        x = modulated(tokens, *six[:2])
-        tokens = tokens + six[2] * self.attention(x, x, x, need_weights=False)[0]
-        return tokens + six[5] * self.mlp(modulated(tokens, *six[3:5]))
+        of_block = self.modulation(F.silu(condition))[:, None]
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = of_block.chunk(6, -1)
+        x = modulated(tokens, shift, scale)
+        tokens = tokens + gate * self.attention(x, x, x, need_weights=False)[0]
+        return tokens + mlp_gate * self.mlp(modulated(tokens, mlp_shift, mlp_scale))
 
 
 class Denoiser(nn.Module):

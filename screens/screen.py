@@ -158,7 +158,7 @@ def read_screen(
         uns=dict(adata.uns),
         found=found,
         source=str(path),
-        library=library and [library, adata.n_vars],
+        library=None if library is None else [library, adata.n_vars],
     )
     check_controls(screen, column, type_column)
     found.append(how)

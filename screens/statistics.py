@@ -71,6 +71,7 @@ def training_statistics(screen):
     return np.array(cells), np.array(on), np.array(level), variance
 
 
+# Words of the column `perturbation_type`. "CRISPR" alone says neither.
 RISE = re.compile("crispra|activat|over-?express|gain", re.IGNORECASE)
 FALL = re.compile(
     "crispri|interfer|repress|inhibit|knock|-?ko\\b|rnai|[ls]hrna|sirna", re.IGNORECASE

@@ -264,26 +264,26 @@ MUTANTS = {
     "maths/test_encoder.py": [
         (
             "departures.py",
-            "both_ways = direction[conditions.cell_type][:, None] * direction[self.cell_type]",
-            "both_ways = direction[self.cell_type].expand_as(same_type)",
+            "agreement = direction[conditions.cell_type][:, None] * direction[self.cell_type]",
+            "agreement = direction[self.cell_type].expand_as(same_type)",
             "a condition borrows with the sign of the other, not of both",
         ),
         (
             "departures.py",
-            "same_target, structure = both_ways * same_target, both_ways * structure",
-            "structure = both_ways * structure",
+            "        same_target = agreement * same_target\n",
+            "",
             "what activation does is expected of a knock-down too",
         ),
         (
             "departures.py",
-            "along * own_shift.clamp(least, largest)",
+            "direction * own_shift.clamp(least, largest)",
             "own_shift.clamp(least, largest)",
             "an own transcript rises where it is knocked down",
         ),
         (
             "departures.py",
-            "moved = along * (near - start[:, 0]), along * (level - start[:, 1])",
-            "moved = near - start[:, 0], level - start[:, 1]",
+            "(direction * log_odds_moved, direction * level_moved, on, model)",
+            "(log_odds_moved, level_moved, on, model)",
             "own transcripts that rose and fell are averaged",
         ),
         (
@@ -464,14 +464,14 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return torch.where(own, along * own_shift.clamp(least, largest), shift)",
+            "return torch.where(own, direction * own_shift.clamp(least, largest), shift)",
             "return shift",
             "an unseen target's own transcript stays where it is",
         ),
         (
             "departures.py",
-            "return torch.where(own, along * own_shift.clamp(least, largest), shift)",
-            "return torch.where(own, along * own_shift, shift)",
+            "return torch.where(own, direction * own_shift.clamp(least, largest), shift)",
+            "return torch.where(own, direction * own_shift, shift)",
             "an own transcript moves farther than any in training did",
         ),
         (

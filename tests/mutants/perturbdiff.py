@@ -13,8 +13,8 @@ MUTANTS = {
         ),
         (
             NETWORK,
-            "six[5] * self.mlp(",
-            "six[2] * self.mlp(",
+            "mlp_gate * self.mlp(",
+            "gate * self.mlp(",
             "one gate for both halves of a block",
         ),
         (
