@@ -10,7 +10,7 @@ Each condition is held out, and its cells made from the controls by the hurdle r
                     times the best of 0, 1/4 … 2: the most that a method knows which can tell how
                     strong a response is, and not which genes it moves
 
-Printed is gap closed in E-distance, all genes / DE20, of each condition and on average.
+Printed is gap closed in E-distance, all genes / DE20, of each condition, and of the mean distances.
 """
 
 import sys
@@ -26,26 +26,29 @@ from evaluate import gap_closed, score_condition, starting_rows  # noqa: E402
 from rivals.shifts import doses_of, in_type, mean_shift, switched  # noqa: E402
 
 SCALES = np.arange(9) / 4
+GENES = ("all", "DE20")
+METHODS = ("own shift", "own transcript", "best scale")
 
 
-def gaps_of(screen, key, cells):
-    """{method: (gap closed on all genes, on DE20)} of some predicted cells {method: (n, N)}."""
+def scores_of(screen, key, cells):
+    """{method: its E-distance on (all genes, DE20)} of {method: cells (n, N)}, control and floor.
+
+    The best of all scales stands in place of each.
+    """
     measured = screen.dense(screen.groups[key])
     controls = screen.dense(screen.controls(key[1]))
-    methods = {"control": screen.dense(starting_rows(screen, key, 0)), **cells}
-    scores, _ = score_condition(measured, controls, methods, 0, key)
-    gaps = {}
-    for name in cells:
-        of_sets = []
-        for genes in ("all", "DE20"):
-            three = [scores[method]["E-distance"][genes] for method in (name, "control", "floor")]
-            of_sets.append(gap_closed(*three))
-        gaps[name] = of_sets
-    return gaps
+    scores, _ = score_condition(measured, controls, cells, 0, key)
+    energy = {name: [of["E-distance"][genes] for genes in GENES] for name, of in scores.items()}
+    scaled = [energy.pop(name) for name in list(energy) if name.startswith("scale")]
+    energy["best scale"] = np.min(scaled, 0)
+    return energy
 
 
 def best_predictions(screen, key):
-    """{method: (gap closed on all genes, on DE20)} of what knows the answer to a condition."""
+    """{method: cells (n, N)} of what knows the answer to a condition, and of its control.
+
+    Nothing is held out any more.
+    """
     screen.held_out = set()
     shifts = screens.hurdle_shifts(screen)
     own = shifts.pop(key)
@@ -55,24 +58,32 @@ def best_predictions(screen, key):
     wanted |= {f"scale {scale}": scale * mean for scale in SCALES}
     x0 = screen.dense(starting_rows(screen, key, 0))
     cells = {name: switched(x0, shift, np.random.default_rng(0)) for name, shift in wanted.items()}
-    gaps = gaps_of(screen, key, cells)
-    scaled = [gaps.pop(f"scale {scale}") for scale in SCALES]
-    gaps["best scale"] = np.max(scaled, 0)
-    return gaps
+    return {"control": x0, **cells}
+
+
+def written(energy):
+    """A line of the table: the gap that each prediction closes; a dash where there is no gap."""
+    entries = []
+    for method in METHODS:
+        three = zip(energy[method], energy["control"], energy["floor"], strict=True)
+        all_genes, de20 = (f"{gap_closed(*of_set):.2f}".replace("nan", "–") for of_set in three)
+        entries.append(f"{all_genes} / {de20}")
+    return entries
 
 
 def main(path, names):
     """Print the table."""
-    rows = {}
+    energies = []
+    lines = [["", *METHODS]]
     for name in names:
         screen = screens.prepare(path, test=(name,))
         (key,) = screen.held_out
-        rows[name] = best_predictions(screen, key)
-    print("".join(text.rjust(18) for text in ("", *rows[names[0]])))
-    everything = np.array([list(gaps.values()) for gaps in rows.values()])
-    for name, of_methods in [*zip(names, everything, strict=True), ("mean", everything.mean(0))]:
-        entries = [f"{all_genes:.2f} / {de20:.2f}" for all_genes, de20 in of_methods]
-        print("".join(text.rjust(18) for text in (name, *entries)))
+        energies.append(scores_of(screen, key, best_predictions(screen, key)))
+        lines.append([name, *written(energies[-1])])
+    means = {name: np.mean([energy[name] for energy in energies], 0) for name in energies[0]}
+    lines.append(["all", *written(means)])
+    for line in lines:
+        print("".join(text.rjust(20) for text in line))
 
 
 if __name__ == "__main__":
