@@ -1229,11 +1229,10 @@ class ShiftEncoder(nn.Module):
 class Explained(NamedTuple):
     """What is expected of C conditions, and why."""
 
-    mean: torch.Tensor  # (C, N) of every gene, in the controls
-    expected: torch.Tensor  # (C, N) the same under the condition
+    change: torch.Tensor  # (C, N) of the mean of every gene
     variance: torch.Tensor  # (C, N) of a control cell
-    uncertainty: torch.Tensor  # (C,) variance of the expected means, summed over genes
-    parts: dict  # {what: (C, N)} how far each part of the shift moves the means, to first order
+    uncertainty: torch.Tensor  # (C,) variance of the change, summed over genes
+    parts: dict  # {what: (C,)} how far each part of the shift moves the means, to first order
 
 
 class Shifted(Departures):
@@ -1306,16 +1305,23 @@ class Shifted(Departures):
         return mean, variance, torch.stack([(1 - on) * mean, on * self.level_scale], 1)
 
     @torch.no_grad()
+    def mean_change(self, conditions):
+        """How far the mean of every gene is expected to move from the controls': (C, N)."""
+        start = self.start()[conditions.cell_type]
+        end = start + self.encoder.expect(conditions, self)
+        return self.moments(*end.unbind(1))[0] - self.moments(*start.unbind(1))[0]
+
+    @torch.no_grad()
     def explain(self, conditions):
         """What is expected of conditions, how sure that is, and what it is made of: `Explained`."""
         start = self.start()[conditions.cell_type]
-        mean, variance, slope = self.moments(*start.unbind(1))
-        shift = self.encoder.expect(conditions, self)
-        expected, _, follows = self.moments(*(start + shift).unbind(1))
+        end = start + self.encoder.expect(conditions, self)
+        _, variance, slope = self.moments(*start.unbind(1))
+        _, _, follows = self.moments(*end.unbind(1))
         uncertainty = (follows**2 * self.encoder.uncertainty(conditions, self)).sum((1, 2))
         parts = self.encoder.parts(conditions, self)
-        parts = {name: (slope * part).sum(1) for name, part in parts.items()}
-        return Explained(mean, expected, variance, uncertainty, parts)
+        parts = {name: (slope * part).sum(1).norm(dim=1) for name, part in parts.items()}
+        return Explained(self.mean_change(conditions), variance, uncertainty, parts)
 
     def knock_down(self, target, cell_type):
         """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.

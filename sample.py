@@ -413,14 +413,14 @@ def how_far_to_trust(model, content, asked, cells):
         if perturbation != CONTROL and not held_out
     ]
     asked = [tuple(map(str, key)) for key in asked]
-    explained = []
-    if model.settings.shifts and asked:
-        for keys in (asked, training):
-            *of_genes, parts = model.explain(conditions_of(model, keys))
-            of_genes = [array.double().cpu().numpy() for array in of_genes]
-            parts = {name: part.double().cpu().numpy() for name, part in parts.items()}
-            explained.append((*of_genes, parts))
-    return trust.trust_table(asked, cells, training, model.kind, content["left_out"], *explained)
+    table = partial(trust.trust_table, asked, cells, training, model.kind, content["left_out"])
+    if not model.settings.shifts or not asked:
+        return table()
+    *numbers, parts = model.explain(conditions_of(model, asked))
+    numbers.append(model.mean_change(conditions_of(model, training)))
+    *of_asked, changes = [array.double().cpu().numpy() for array in numbers]
+    parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
+    return table((*of_asked, parts), changes)
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls, trusted):

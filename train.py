@@ -189,7 +189,8 @@ def leave_out(model, screen):
             trust.as_e_distance(d.cpu().numpy(), spread.cpu().numpy())
             for d in (moved, unsure, missed)
         ]
-        training = [keys[i] for i in chosen if keys[i][0] != CONTROL and i not in rows]
+        others = sorted(set(chosen) - set(rows.tolist()))
+        training = [keys[i] for i in others if keys[i][0] != CONTROL]
         for i, *of_condition in zip(rows.tolist(), *map(np.ndarray.tolist, numbers), strict=True):
             status, _ = trust.target_status(keys[i], training, screen.kind)
             seen = any(keys[i][1] == cell_type for _, cell_type in training)

@@ -19,11 +19,16 @@ import screens
 from report.style import CONTROLS, DASHED, PREDICTED, finish
 from screens import CONTROL, targets_of
 
+RANGE = (0.1, 0.9)  # quantiles of the errors of left-out conditions, relative to the expected one
 FEWEST = 4  # left-out conditions that an expected error needs
 SEEN = ("seen here", "seen elsewhere", "unseen")  # of all targets, from known to new
 # Of a training condition that was left out: name, targets, whether the cell type was seen; size of
 # the predicted change, its standard deviation, the error. The last three as E-distances.
 LEFT_OUT = (str, str, bool, float, float, float)
+NOVELTY = [
+    "condition", "perturbation", "cell_type", "cells", "targets", "unseen", "cell_type_seen",
+    "nearest", "shared_targets", "dose_ratio", "same_cell_type", "distance",
+]  # fmt: skip
 PARTS = {  # of a prediction, and what it then rests on
     "memory": "memory of its targets",
     "own": "how targets' own transcripts move",
@@ -124,13 +129,14 @@ def lost_in_chance(squared, variances, n, m):
 
 
 def expected_errors(asked, left_out):
-    """Expected E-distance, its quartiles and the number of left-out conditions of the same kind.
+    """Expected E-distance, its RANGE and the number of left-out conditions of the same kind.
 
     asked: a table with the columns targets, cell_type_seen, cell_type, size, sd; left_out: rows as
     LEFT_OUT. Returns (n, 4). A power law: the error is a share of the predicted change, unless the
     left-out conditions show that it follows the model's own doubt, or the change, otherwise (ridge
     on both exponents). Then come factors for what is asked, targets and cell type seen or not, and
-    for the cell type, each drawn to 1 as if by four more conditions with the mean error.
+    for the cell type, each drawn to 1 as if by four more conditions with the mean error. The range
+    is that of left-out conditions of the same kind, where there are eight.
     """
     if len(left_out) < FEWEST:
         return np.full((len(asked), 4), np.nan)
@@ -145,11 +151,14 @@ def expected_errors(asked, left_out):
             factor = (errors[rows].sum() + 4 * mean) / (said[rows].sum() + 4 * mean)
             said[rows] *= factor
             expected[(asked[column] == value).to_numpy()] *= factor
-    low, high = np.quantile(errors / said, [0.25, 0.75])
     kind = ["targets", "cell_type_seen"]
-    counts = known.value_counts(kind)
-    alike = [counts.get(tuple(row), 0) for row in asked[kind].itertuples(index=False)]
-    return np.stack([expected, low * expected, high * expected, alike], 1)
+    known["ratio"] = errors / said
+    answers = []
+    for value, row in zip(expected, asked[kind].itertuples(index=False), strict=True):
+        same = known["ratio"][(known[kind] == tuple(row)).all(axis=1)]
+        low, high = np.quantile(same if len(same) >= 8 else known["ratio"], RANGE)
+        answers.append([value, low * value, high * value, len(same)])
+    return np.array(answers)
 
 
 def power_law(known, ridge=20.0):
@@ -189,18 +198,17 @@ def is_left_out(value):
 # ---- The table -----------------------------------------------------------------------------------
 
 
-def trust_table(asked, cells, training, kind, left_out, of_asked=None, of_training=None):
+def trust_table(asked, cells, training, kind, left_out, of_asked=None, changes=None):
     """A row per predicted condition: how novel it is and what error to expect (docs/using.md).
 
     asked: [(perturbation, cell type)]; cells: how many of each are predicted; training: the
-    perturbed training conditions; left_out: see LEFT_OUT. of_asked, of_training: what `explain` of
-    departures.py says of both as arrays, or None for a model without expected shifts.
+    perturbed training conditions; left_out: see LEFT_OUT. of_asked: what `explain` of departures.py
+    says of them, as arrays; changes (T, N): the expected mean changes of the training conditions.
+    Both None for a model without expected shifts.
     """
     apart = np.full((len(asked), len(training)), np.nan)
     if of_asked:
-        mean, expected, variances, uncertainty, parts = of_asked
-        change = expected - mean
-        changes = of_training[1] - of_training[0]
+        change, variances, uncertainty, lengths = of_asked
         spread = variances.sum(1)
         apart = as_e_distance(squared_distances(change, changes), spread[:, None])
     rows = []
@@ -223,10 +231,9 @@ def trust_table(asked, cells, training, kind, left_out, of_asked=None, of_traini
             row["same_cell_type"] = training[closest][1] == key[1]
             row["distance"] = apart[i, closest]
         rows.append(row)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=NOVELTY)
     if not of_asked or not len(table):
         return table
-    lengths = {name: np.linalg.norm(part, axis=1) for name, part in parts.items()}
     total = np.maximum(sum(lengths.values()), 1e-12)
     shares = pd.DataFrame({name: lengths[name] / total for name in PARTS})
     table["rests_on"] = shares.idxmax(axis=1).map(PARTS)
@@ -236,7 +243,8 @@ def trust_table(asked, cells, training, kind, left_out, of_asked=None, of_traini
     table[["expected", "low", "high", "left_out"]] = expected_errors(table, left_out)
     known = table["targets"] == "in training"
     table.loc[known, ["expected", "low", "high", "left_out"]] = np.nan
-    table["alike"] = alike(table, expected, variances)
+    table["left_out"] = table["left_out"].fillna(0).astype(int)
+    table["alike"] = alike(table, change, variances)
     return table
 
 
@@ -246,11 +254,11 @@ def squared_distances(x, y):
     return np.maximum(squared, 0)
 
 
-def alike(table, means, variances):
+def alike(table, changes, variances):
     """The other conditions of the table that each can hardly be told from, joined by ", ": (n,).
 
-    Conditions of one cell type, in groups of which all pairs are alike (`lost_in_chance`). means,
-    variances (n, N): of the genes, as expected.
+    Conditions of one cell type, in groups of which all pairs are alike (`lost_in_chance`).
+    changes, variances (n, N): of the genes' means, as expected, and of cells.
     """
     others = np.full(len(table), "", dtype=object)
     for _, of_type in table.groupby("cell_type"):
@@ -258,7 +266,7 @@ def alike(table, means, variances):
         if len(rows) < 2:
             continue
         n = of_type["cells"].to_numpy()
-        squared = squared_distances(means[rows], means[rows])
+        squared = squared_distances(changes[rows], changes[rows])
         apart = [
             lost_in_chance(squared[i, j], variances[rows[i]], n[i], n[j])
             for i in range(len(rows))
@@ -387,7 +395,7 @@ def draw_expected_error(path, table, actual, left_out):
     end = 1.05 * max([*expected, *known["error"], *measured, 1e-3])
     panel.plot([0, end], [0, end], color="black", linewidth=0.8, linestyle=DASHED)
     panel.set(xlim=(0, None), ylim=(0, end))
-    panel.set_xlabel("expected E-distance, with its quartiles")
+    panel.set_xlabel("expected E-distance (bars: four in five left-out ones)")
     panel.set_ylabel("E-distance to the measured cells")
     panel.set_title(
         f"held out: rank correlation {rho:.2f}", loc="left", fontsize=10, color=PREDICTED

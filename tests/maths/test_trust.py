@@ -172,14 +172,15 @@ def test_expected_errors_find_the_share_that_is_wrong_of_each_kind():
     assert ((low < expected) & (expected < high) & (alike == 120)).all()
 
 
-def test_the_quartiles_hold_half_of_new_conditions():
-    """Of 2,000 from the same law, within 5 points."""
+def test_the_range_holds_four_in_five_of_new_conditions():
+    """Of 2,000 from the same law, within 5 points; and where another kind is much wider."""
     share = {("unseen", True, "a"): 0.5}
     known = left_out_rows(np.random.default_rng(0), share, 400)
+    known += [[f"{i}@a", "seen here", True, 0.5, 0.5, 10.0**-i] for i in range(4)]
     new = trust.left_out_table(left_out_rows(np.random.default_rng(1), share, 2000))
     _, low, high, _ = trust.expected_errors(new, known).T
     inside = (low < new["error"]) & (new["error"] < high)
-    assert inside.mean() == pytest.approx(0.5, abs=0.05)
+    assert inside.mean() == pytest.approx(0.8, abs=0.05)
 
 
 def test_the_error_follows_the_models_doubt_where_the_left_out_conditions_show_it():
@@ -223,4 +224,4 @@ def test_the_expected_error_rises_with_novelty_where_the_truth_is_known():
     table["expected"] = trust.expected_errors(table, known)[:, 0]
     means = table.groupby("targets")[["error", "expected", "sd"]].mean()
     assert (means.loc["unseen"] > 1.5 * means.loc["seen elsewhere"]).all()
-    assert means["expected"].to_numpy() == pytest.approx(means["error"].to_numpy(), rel=0.25)
+    assert means["expected"].to_numpy() == pytest.approx(means["error"].to_numpy(), rel=0.3)

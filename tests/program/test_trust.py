@@ -83,10 +83,9 @@ def three(shift):
     means = np.zeros((3, 50))
     means[2, 0] = shift
     asked = [("A", "x"), ("B", "x"), ("C", "x")]
-    changes = means, means + 0, np.ones((3, 50)), np.ones(3), {}
-    parts = {name: means for name in trust.PARTS}
-    asked_of = np.zeros((3, 50)), *changes[1:4], parts
-    return trust.trust_table(asked, [100] * 3, [("A", "x")], "gene", [], asked_of, asked_of)
+    lengths = {name: np.ones(3) for name in trust.PARTS}
+    of_asked = means, np.ones((3, 50)), np.ones(3), lengths
+    return trust.trust_table(asked, [100] * 3, [("D", "x")], "gene", [], of_asked, means[:1])
 
 
 def test_two_copies_are_named_and_a_different_prediction_is_not():
@@ -140,7 +139,7 @@ def test_the_table_stands_beside_the_cells_and_in_them(run):
 
 
 def test_a_held_out_target_is_called_unseen_and_its_error_is_expected(run):
-    """Shares add up to 1, the quartiles lie in order, left-out conditions are counted."""
+    """Shares add up to 1, the range is in order, left-out conditions are counted."""
     table = trust.read_trust(f"{run}/predicted.h5ad")
     assert (table["targets"] == "unseen").all() and (table["unseen"] == "TF001").all()
     assert table[list(trust.PARTS)].sum(axis=1).to_numpy() == pytest.approx(1)
