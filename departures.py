@@ -740,7 +740,7 @@ def left_out(Y, V, same_type, kernels, squared, questions):
         A = torch.cholesky_inverse(torch.linalg.cholesky(C))
         weights = (A @ Y[rows][..., None])[..., 0]
         for out, answer in zip(questions, answers, strict=True):
-            covariance = torch.linalg.inv(A[:, out][:, :, out])
+            covariance = torch.linalg.inv(A[:, out[:, None], out])
             surprise = (covariance @ weights[:, out, None])[..., 0]
             variance = covariance.diagonal(dim1=1, dim2=2) - V[rows][:, out]
             answer.append(torch.stack([Y[rows][:, out] - surprise, variance]))
@@ -885,12 +885,22 @@ class ShiftEncoder(nn.Module):
     def expect(self, conditions, model):
         """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
         same_type, kernels = self.relations(conditions, model)
-        # The controls' own chance is corrected by the other conditions, where they are the same.
-        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
-        shift = FLAT**2 * (same_type * counted[conditions.cell_type][:, None]) @ self.weights
+        shift = self.correct_controls(conditions, same_type, model)
         for kernel, squared in zip(kernels, self.squared_amplitudes, strict=True):
             shift = shift + squared * (kernel @ self.weights)
         shift = shift.unflatten(1, (2, -1)) + self.prior_mean(conditions, model)
+        return self.as_deep(shift, conditions, model)
+
+    def correct_controls(self, conditions, same_type, model):
+        """What all fitted conditions say of the controls' own chance, (C, 2 N).
+
+        Only where the controls are those of the fit.
+        """
+        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
+        return FLAT**2 * (same_type * counted[conditions.cell_type][:, None]) @ self.weights
+
+    def as_deep(self, shift, conditions, model):
+        """The shift (C, 2, N), of types never seen treated by `same_depth`."""
         treated = self.cell_type[(self.target >= 0).any(1)]
         new_type = ~torch.isin(conditions.cell_type, treated)
         return torch.where(
@@ -973,8 +983,6 @@ class ShiftEncoder(nn.Module):
     def parts(self, conditions, model):
         """What the expected shifts are made of, {what: (C, 2, N)}; together they are `expect`'s."""
         same_type, kernels = self.relations(conditions, model)
-        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
-        of_type = same_type * counted[conditions.cell_type][:, None]
         same_target = (kernels[0] != 0).to(same_type)
 
         def said(numbers, where):
@@ -985,7 +993,7 @@ class ShiftEncoder(nn.Module):
 
         own = self.own_genes(conditions, model)[:, None]
         prior = self.prior_mean(conditions, model)
-        alike = FLAT**2 * (of_type @ self.weights).unflatten(1, (2, -1))
+        alike = self.correct_controls(conditions, same_type, model).unflatten(1, (2, -1))
         parts = {
             "memory": said((0, 1, 2, 4, 5), same_type * same_target),
             "likeness": said((0, 1, 4), (1 - same_type) * same_target),
@@ -994,12 +1002,7 @@ class ShiftEncoder(nn.Module):
             "features": said((4, 5), 1 - same_target),
             "shared": said((3,), 1.0) + alike,
         }
-        treated = self.cell_type[(self.target >= 0).any(1)]
-        new_type = ~torch.isin(conditions.cell_type, treated)[:, None, None]
-        for name, shift in parts.items():
-            of_new = self.same_depth(shift, conditions, model)
-            parts[name] = torch.where(new_type, of_new, shift)
-        return parts
+        return {name: self.as_deep(part, conditions, model) for name, part in parts.items()}
 
     # -- What the networks say --
 

@@ -118,6 +118,25 @@ def test_the_parts_of_an_expected_shift_add_up_to_it(simulated):
     assert not parts["likeness"][unseen].any()
 
 
+def test_conditions_that_do_nothing_have_errors_far_below_what_chance_does(tmp_path):
+    """Labels of perturbed cells are shuffled: means of so many cells differ by chance alone."""
+    adata = simulate_screen(30, 6, 900, seed=1)
+    label = adata.obs["condition"].astype(str).to_numpy()
+    for cell_type in adata.obs["cell_type"].unique():
+        rows = np.flatnonzero(adata.obs["cell_type"] == cell_type)
+        label[rows] = np.random.default_rng(0).permutation(label[rows])
+    adata.obs["condition"] = label
+    adata.write_h5ad(tmp_path / "shuffled.h5ad")
+    screen = screens.prepare(str(tmp_path / "shuffled.h5ad"), fraction=0.2)
+    settings = ImprovedSettings(width=16, embedding=4, grn="coexpression")
+    known = trust.left_out_table(train.leave_out(train.build(screen, settings, "cpu"), screen))
+    chance = []
+    for condition in known["condition"]:
+        X = screen.dense(screen.groups[tuple(condition.split("@"))])
+        chance.append(trust.as_e_distance(X.var(0).sum() / len(X), X.var(0).sum()))
+    assert known["error"].mean() < 0.6 * np.mean(chance)
+
+
 # ---- Distances -----------------------------------------------------------------------------------
 
 

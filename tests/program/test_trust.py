@@ -166,7 +166,8 @@ def test_a_condition_that_is_asked_for_gets_a_sentence(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     [held_out] = [line for line in lines if line.startswith("TF001@typeA: ")]
     assert "never perturbed" in held_out and "expected E-distance" in held_out
-    assert any("TF003@typeA: it was trained on" in line for line in lines)
+    [known] = [line for line in lines if line.startswith("TF003@typeA: it was trained on")]
+    assert "expected error unknown" in known
     assert out.endswith("asked.h5ad") and (run / "asked_trust.csv").exists()
 
 
