@@ -892,16 +892,19 @@ class ShiftEncoder(nn.Module):
         return self.as_deep(shift, conditions, model)
 
     def correct_controls(self, conditions, same_type, model):
-        """What all fitted conditions say of the controls' own chance, (C, 2 N).
+        """What the fitted conditions say of the controls' own chance, (C, 2 N)."""
+        counted = self.from_fitted_controls(conditions, model)
+        return FLAT**2 * (same_type * counted) @ self.weights
 
-        Only where the controls are those of the fit.
-        """
+    def from_fitted_controls(self, conditions, model):
+        """Whether conditions start from controls that are those of the fit: 1 or 0, (C, 1)."""
         counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
-        return FLAT**2 * (same_type * counted[conditions.cell_type][:, None]) @ self.weights
+        return counted[conditions.cell_type][:, None]
 
-    def as_deep(self, shift, conditions, model):
-        """The shift (C, 2, N), of types never seen treated by `same_depth`."""
-        treated = self.cell_type[(self.target >= 0).any(1)]
+    def as_deep(self, shift, conditions, model, fitted=None):
+        """The shift (C, 2, N), by `same_depth` in types that no fitted condition perturbed."""
+        fitted = self.training_conditions() if fitted is None else fitted
+        treated = fitted.cell_type[(fitted.target >= 0).any(1)]
         new_type = ~torch.isin(conditions.cell_type, treated)
         return torch.where(
             new_type[:, None, None], self.same_depth(shift, conditions, model), shift
@@ -951,10 +954,8 @@ class ShiftEncoder(nn.Module):
         for place, (shift, variance) in zip(places, answers, strict=True):
             asked = conditions.take(place)
             shift = shift.T.unflatten(1, (2, -1)) + self.prior_mean(asked, model)
-            treated = (conditions.target >= 0).any(1).index_fill(0, place, False)
-            new_type = ~torch.isin(asked.cell_type, conditions.cell_type[treated])
-            of_new = self.same_depth(shift, asked, model)
-            shift = torch.where(new_type[:, None, None], of_new, shift)
+            others = torch.ones_like(some, dtype=torch.bool).index_fill(0, place, False)
+            shift = self.as_deep(shift, asked, model, conditions.take(others))
             shifts.append((shift, variance.T.unflatten(1, (2, -1))))
         return shifts
 
@@ -966,17 +967,18 @@ class ShiftEncoder(nn.Module):
         same_type, kernels = self.relations(fitted, model)
         same_type, kernels = same_type[:, some], kernels[:, :, some]
         with_fitted, kernels_with_fitted = self.relations(conditions, model)
-        with_fitted, kernels_with_fitted = with_fitted[:, some], kernels_with_fitted[:, :, some]
+        counted = self.from_fitted_controls(conditions, model).double()
+        flat = FLAT**2 * counted * with_fitted[:, some]
         _, of_itself = self.relations(conditions, model, conditions)
         of_itself = of_itself.diagonal(dim1=1, dim2=2)  # (6, C)
         variances = []
         for rows in torch.arange(self.variance.shape[1]).split(rows_at_once(len(some))):
             squared = self.squared_amplitudes.T[rows]
             C = mixed_covariance(self.variance[some].T[rows], same_type, kernels, squared)
-            c = FLAT**2 * with_fitted + torch.einsum("nj,jcq->ncq", squared, kernels_with_fitted)
+            c = flat + torch.einsum("nj,jcq->ncq", squared, kernels_with_fitted[:, :, some])
             L = torch.linalg.cholesky(C)
             known = torch.linalg.solve_triangular(L, c.mT, upper=False).square().sum(1)
-            variances.append(FLAT**2 + squared @ of_itself - known)
+            variances.append(FLAT**2 * counted[:, 0] + squared @ of_itself - known)
         return torch.cat(variances).clamp_min(0).T.unflatten(1, (2, -1))
 
     @torch.no_grad()
@@ -1319,12 +1321,12 @@ class Shifted(Departures):
         """What is expected of conditions, how sure that is, and what it is made of: `Explained`."""
         start = self.start()[conditions.cell_type]
         end = start + self.encoder.expect(conditions, self)
-        _, variance, slope = self.moments(*start.unbind(1))
-        _, _, follows = self.moments(*end.unbind(1))
+        before, variance, slope = self.moments(*start.unbind(1))
+        after, _, follows = self.moments(*end.unbind(1))
         uncertainty = (follows**2 * self.encoder.uncertainty(conditions, self)).sum((1, 2))
         parts = self.encoder.parts(conditions, self)
         parts = {name: (slope * part).sum(1).norm(dim=1) for name, part in parts.items()}
-        return Explained(self.mean_change(conditions), variance, uncertainty, parts)
+        return Explained(after - before, variance, uncertainty, parts)
 
     def knock_down(self, target, cell_type):
         """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.

@@ -83,7 +83,7 @@ def nearest(key, training, kind, distances):
 
 
 def questions(keys, kind):
-    """What is asked of training conditions: [(left out together, asked of these)], as numbers.
+    """Which training conditions are left out together, and asked for: lists of their numbers.
 
     Each perturbed condition alone; each target, with all conditions that it is part of; each cell
     type, with all its perturbed conditions. keys: [(perturbation, cell type)], controls among them.
@@ -141,7 +141,8 @@ def expected_errors(asked, left_out):
     if len(left_out) < FEWEST:
         return np.full((len(asked), 4), np.nan)
     known = left_out_table(left_out)
-    errors, mean = known["error"], max(known["error"].mean(), 1e-6)
+    errors = known["error"].clip(lower=1e-6)
+    mean = errors.mean()
     law = power_law(known)
     said, expected = law(known), law(asked)
     said, expected = (of * errors.sum() / said.sum() for of in (said, expected))
@@ -255,7 +256,7 @@ def squared_distances(x, y):
 
 
 def alike(table, changes, variances):
-    """The other conditions of the table that each can hardly be told from, joined by ", ": (n,).
+    """The other conditions of the table that each can hardly be told from, joined by "; ": (n,).
 
     Conditions of one cell type, in groups of which all pairs are alike (`lost_in_chance`).
     changes, variances (n, N): of the genes' means, as expected, and of cells.
@@ -275,7 +276,7 @@ def alike(table, changes, variances):
         group = fcluster(linkage(apart, "complete"), 1, "distance")
         for i, row in enumerate(rows):
             same = rows[(group == group[i]) & (rows != row)]
-            others[row] = ", ".join(table["condition"][same])
+            others[row] = "; ".join(table["condition"][same])
     return others
 
 
@@ -286,7 +287,7 @@ def alike_groups(table):
     groups = {}
     for condition, others in zip(table["condition"], table["alike"], strict=True):
         if others:
-            group = sorted([condition, *others.split(", ")])
+            group = sorted([condition, *others.split("; ")])
             groups[tuple(group)] = group
     return list(groups.values())
 
@@ -341,7 +342,7 @@ def summary(table):
     text = f"how far to trust them: {len(table)} conditions, {new} of targets never perturbed"
     if "expected" in table and table["expected"].notna().any():
         low, middle, high = table["expected"].quantile([0, 0.5, 1])
-        text += f"; expected E-distance {middle:.2f} ({low:.2f} to {high:.2f})"
+        text += f"; expected E-distance {low:.2f} to {high:.2f}, median {middle:.2f}"
     return text
 
 

@@ -105,6 +105,24 @@ def test_a_condition_left_out_is_expected_as_by_an_encoder_that_never_fitted_it(
 
 
 @torch.no_grad()
+def test_other_controls_are_known_and_what_is_common_to_their_cells_is_not_told_by_the_fit(
+    simulated,
+):
+    """With controls of their own, the variance is that of the effects alone, given the others'."""
+    screen, model = simulated
+    asked = conditions_of(model, sorted(screen.held_out))
+    before = model.encoder.uncertainty(asked, model)
+    model.encoder.counted.zero_()
+    after = model.encoder.uncertainty(asked, model)
+    model.encoder.counted.fill_(1)
+    _, of_itself = model.encoder.relations(asked, model, asked)
+    squared = model.encoder.squared_amplitudes
+    most = torch.einsum("jn,jc->cn", squared, of_itself.diagonal(dim1=1, dim2=2))
+    assert (after <= most.unflatten(1, (2, -1)) + 1e-9).all() and (after > 0).any()
+    assert not torch.allclose(before, after)
+
+
+@torch.no_grad()
 def test_the_parts_of_an_expected_shift_add_up_to_it(simulated):
     """Of training conditions and of held-out ones; a target never seen rests on no memory."""
     screen, model = simulated

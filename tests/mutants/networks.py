@@ -662,8 +662,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "treated = self.cell_type[(self.target >= 0).any(1)]\n        new_type",
-            "treated = self.cell_type\n        new_type",
+            "treated = fitted.cell_type[(fitted.target >= 0).any(1)]",
+            "treated = fitted.cell_type",
             "a type with fitted controls counts as seen treated",
         ),
         (

@@ -22,9 +22,15 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "FLAT**2 + squared @ of_itself - known",
-            "FLAT**2 + squared @ of_itself",
+            "FLAT**2 * counted[:, 0] + squared @ of_itself - known",
+            "FLAT**2 * counted[:, 0] + squared @ of_itself",
             "nothing that was measured makes a prediction surer",
+        ),
+        (
+            "departures.py",
+            "flat = FLAT**2 * counted * with_fitted[:, some]",
+            "flat = FLAT**2 * with_fitted[:, some]",
+            "controls that were not fitted are as well known as if they had been",
         ),
         (
             "departures.py",

@@ -60,7 +60,7 @@ def test_another_dose_of_a_drug_is_the_same_target():
 def test_the_nearest_training_condition(key, kind, wanted, shared, ratio):
     """By targets, then others, then dose, then cell type, then distance."""
     training = GENES if kind == "gene" else DRUGS
-    far = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.05])[: len(training)]
+    far = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.45])[: len(training)]
     place, common, dose_ratio = trust.nearest(key, training, kind, far)
     assert (training[place], common) == (wanted, shared)
     assert dose_ratio == pytest.approx(ratio, nan_ok=True)
