@@ -7,10 +7,10 @@
     torchrun --nproc-per-node 2 train.py …               the same run, shared by two processes
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
-metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean
-over the epoch; plans counts the transport plans, unconverged those whose marginals Sinkhorn left
-more than 1 % off, marginal_error the worst of them; plan_information is their mean distance from
-uniform, 0 to 1; seconds is the epoch's time.
+trust.csv, metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14,
+each a mean over the epoch; plans counts the transport plans, unconverged those whose marginals
+Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information is their mean
+distance from uniform, 0 to 1; seconds is the epoch's time.
 """
 
 import argparse
