@@ -31,6 +31,7 @@ from tqdm import tqdm
 import screens
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
+from report.trust import draw_expected_error, read_trust
 from rivals import RIVALS, TRAINED, option_of
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
@@ -715,12 +716,26 @@ def evaluate_run(
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
     draw_scores(figures, screen, rows, summary, cells)
+    if run and not squared:
+        draw_expected(figures, run, predicted, rows)
     print(as_text(tables, squared))
     print(
         f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    "
         f"figures: {figures}/"
     )
     return summary
+
+
+def draw_expected(figures, run, predicted, rows):
+    """Draw the expected against the actual errors of a run, where its table says what to expect."""
+    table = read_trust(predicted)
+    if table is not None and "expected" in table and table["expected"].notna().any():
+        actual = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+        left_out = read_checkpoint(run)["left_out"]
+        rho = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
+        print(
+            f"expected and actual E-distance of {len(rows)} conditions: rank correlation {rho:.2f}"
+        )
 
 
 def train_rivals(names, run, screen, seed, device):

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 import screens
 from departures import Conditions, ImprovedSettings, Noise, model_class, sample
+from report import trust
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
-FORMAT = 9  # of the checkpoint; raise it when that changes
+FORMAT = 10  # of the checkpoint; raise it when that changes
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
     "settings": {
@@ -50,6 +51,7 @@ PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screen
     "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
     "groups": [(str, str, bool)],
     "library": list | None,  # [counts of a cell, genes] that the run's file was scaled to
+    "left_out": [trust.LEFT_OUT],  # what training conditions show of errors (train.py, `leave_out`)
 }
 
 
@@ -85,6 +87,8 @@ def read_checkpoint(run):
     wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
     if content["library"] is not None and not is_library(content["library"]):
         wrong.append("library")
+    if not trust.is_left_out(content["left_out"]):
+        wrong.append("left_out")
     if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
@@ -384,11 +388,30 @@ def observations(perturbation, cell_type, control_cells, is_predicted):
     )
 
 
-def write_predicted(path, screen, parts, kind, about, with_controls):
+def how_far_to_trust(model, content, asked, cells):
+    """The table of report/trust.py on some conditions, of which so many cells are predicted."""
+    training = [
+        (perturbation, cell_type)
+        for perturbation, cell_type, held_out in content["groups"]
+        if perturbation != CONTROL and not held_out
+    ]
+    asked = [tuple(map(str, key)) for key in asked]
+    table = partial(trust.trust_table, asked, cells, training, model.kind, content["left_out"])
+    if not model.settings.shifts or not asked:
+        return table()
+    *numbers, parts = model.explain(conditions_of(model, asked))
+    numbers.append(model.mean_change(conditions_of(model, training)))
+    *of_asked, changes = [array.double().cpu().numpy() for array in numbers]
+    parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
+    return table((*of_asked, parts), changes)
+
+
+def write_predicted(path, screen, parts, kind, about, with_controls, trusted):
     """Write predicted cells as an h5ad that Scanpy and cell-eval read.
 
     parts: [(perturbation, cell type, X, levels, control rows)]. X is log1p; the layer if_expressed
-    holds the levels before the mask; uns["departures"] says which run made it (about).
+    holds the levels before the mask; uns["departures"] says which run made it (about), uns["trust"]
+    how far to trust it (trusted; also written beside it).
     """
     nothing = sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)
     blocks = [nothing, *(part[2] for part in parts)]
@@ -416,8 +439,10 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
     adata = anndata.AnnData(sparse.vstack(blocks).tocsr().astype(np.float32), obs=obs, var=var)
     adata.layers["if_expressed"] = sparse.vstack(levels).tocsr().astype(np.float32)
     adata.uns["departures"] = about
+    adata.uns["trust"] = trusted
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     screens.write_h5ad(adata, path)
+    trust.write_trust(path, trusted)
 
 
 def dose_of(perturbation):
@@ -475,7 +500,9 @@ def sample_run(
         "reading": json.dumps(content["reading"]),
         "controls": screen.source,
     }
-    write_predicted(out, screen, parts, model.kind, about, with_controls)
+    n_cells = [part[2].shape[0] for part in parts]
+    trusted = how_far_to_trust(model, content, wanted, n_cells)
+    write_predicted(out, screen, parts, model.kind, about, with_controls, trusted)
     if not parts:
         print(
             f"no held-out conditions: {out} holds no cells; name some with "
@@ -485,8 +512,8 @@ def sample_run(
     if out == f"{run}/predicted.h5ad":
         os.makedirs(f"{run}/figures", exist_ok=True)
         trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], seed, device)
-    n_cells = sum(part[2].shape[0] for part in parts)
-    print(f"{n_cells:,} predicted cells of {len(parts)} conditions: {out}")
+    print(f"{sum(n_cells):,} predicted cells of {len(parts)} conditions: {out}")
+    print(*trust.sentences(trusted, each=bool(conditions)), sep="\n")
     return out
 
 

@@ -7,10 +7,10 @@
     torchrun --nproc-per-node 2 train.py …               the same run, shared by two processes
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
-metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean
-over the epoch; plans counts the transport plans, unconverged those whose marginals Sinkhorn left
-more than 1 % off, marginal_error the worst of them; plan_information is their mean distance from
-uniform, 0 to 1; seconds is the epoch's time.
+trust.csv, metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14,
+each a mean over the epoch; plans counts the transport plans, unconverged those whose marginals
+Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information is their mean
+distance from uniform, 0 to 1; seconds is the epoch's time.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from departures import (
     propagate,
     structural_effects,
 )
+from report import trust
 from report.training import draw_loss
 from screens import CONTROL, InputError, flag
 
@@ -156,6 +157,44 @@ def fit_shifts(model, screen, cells, on, level):
     populations = Populations(conditions, cells, on, level / model.level_scale)
     progress = partial(tqdm, desc="expected shifts", leave=False)
     model.encoder.fit(populations, model, progress)
+
+
+def leave_out(model, screen):
+    """How far off training conditions would have been, had they been held out: trust.LEFT_OUT rows.
+
+    In closed form, from the means of their cells.
+    """
+    if not model.settings.shifts:
+        return []
+    encoder = model.encoder
+    keys = [tuple(map(str, key)) for key in screen.training_groups()]
+    some = encoder.some_conditions()
+    chosen = some.tolist()
+    asked = [some[rows] for rows in trust.questions([keys[i] for i in chosen], screen.kind)]
+    counted = screens.training_statistics(screen)[:-1]
+    cells, on, level = (torch.as_tensor(array).to(encoder.weights) for array in counted)
+    start = model.start()[encoder.cell_type].double()
+    before, variance, _ = model.moments(*start.unbind(1))
+    measured, noise, _ = model.moments(torch.logit(on / cells), level / model.level_scale)
+    rows_of_table = []
+    for rows, (shift, unsure) in zip(asked, encoder.leave_out(asked, model), strict=True):
+        expected, _, follows = model.moments(*(start[rows] + shift).unbind(1))
+        moved = (expected - before[rows]).square().sum(1)
+        unsure = (follows**2 * unsure).sum((1, 2))
+        # The mean of few cells is off by chance, too.
+        missed = (expected - measured[rows]).square().sum(1) - noise[rows].sum(1) / cells[rows, 0]
+        spread = variance[rows].sum(1)
+        numbers = [
+            trust.as_e_distance(d.cpu().numpy(), spread.cpu().numpy())
+            for d in (moved, unsure, missed)
+        ]
+        others = sorted(set(chosen) - set(rows.tolist()))
+        training = [keys[i] for i in others if keys[i][0] != CONTROL]
+        for i, *of_condition in zip(rows.tolist(), *map(np.ndarray.tolist, numbers), strict=True):
+            status, _ = trust.target_status(keys[i], training, screen.kind)
+            seen = any(keys[i][1] == cell_type for _, cell_type in training)
+            rows_of_table.append(["@".join(keys[i]), status, seen, *of_condition])
+    return rows_of_table
 
 
 def add_networks(model, screen, edges):
@@ -694,7 +733,7 @@ class Run(NamedTuple):
     settings: Settings
     screen: screens.Screen
     model: torch.nn.Module
-    state: dict  # epoch, epochs, optimiser, log, groups, library
+    state: dict  # epoch, epochs, optimiser, log, groups, library, left_out
 
 
 def free_folder(args):
@@ -739,6 +778,7 @@ def new_run(args, device):
         "log": [],
         "groups": screen.fingerprint(),
         "library": screen.library,
+        "left_out": leave_out(model, screen),
     }
     write_checkpoint(out, model, settings, reading, state)
     return Run(out, reading, settings, screen, model, state)
@@ -772,7 +812,7 @@ def resume(out, args, device):
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
     screen = screens.same_screen(screens.prepare(**reading), checkpoint)
-    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library")
+    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library", "left_out")
     state = {part: checkpoint[part] for part in parts}
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")

@@ -36,6 +36,7 @@ def train_on(path, out, test, also=(), **changes):
     sample.check_predictable(model, screen, screen.held_out)
     state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": []}
     state |= {"groups": screen.fingerprint(), "library": screen.library}
+    state["left_out"] = train.leave_out(model, screen)
     save = partial(train.write_checkpoint, str(out), model, own, reading)
     train.train(model, screen, own, str(out), state, "cpu", save)
     return screen, model

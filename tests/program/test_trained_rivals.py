@@ -172,6 +172,7 @@ def trained_once(tmp_path_factory):
     groups = screen.fingerprint()
     state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": groups}
     state["library"] = screen.library
+    state["left_out"] = []
     save = partial(train.write_checkpoint, str(folder), model, own, reading)
     train.train(model, screen, own, str(folder), state, "cpu", save)
     sample.sample_run(str(folder), screen=screen)

@@ -700,7 +700,8 @@ def test_an_epochs_losses_are_means_over_its_batches(simulated):
 def new_state(screen):
     """The state of a run that has not begun."""
     state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": []}
-    return {**state, "groups": screen.fingerprint(), "library": screen.library}
+    state |= {"groups": screen.fingerprint(), "library": screen.library, "left_out": []}
+    return state
 
 
 @pytest.fixture(scope="module")
