@@ -27,10 +27,12 @@ from tqdm import tqdm
 
 import screens
 from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_class, sample
+from report.genes import all_tables, in_words
 from report.paths import draw_paths
 from screens import CONTROL, InputError
 
 FORMAT = 9  # of the checkpoint; raise it when that changes
+MOST_SAID = 8  # conditions whose genes are printed
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
     "settings": {
@@ -402,10 +404,11 @@ def observations(perturbation, cell_type, control_cells, is_predicted):
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls):
-    """Write predicted cells as an h5ad that Scanpy and cell-eval read.
+    """Write predicted cells as an h5ad that Scanpy and cell-eval read; returns the table of genes.
 
     parts: [(perturbation, cell type, X, levels, control rows)]. X is log1p; the layer if_expressed
-    holds the levels before the mask; uns["departures"] says which run made it (about).
+    holds the levels before the mask; uns["departures"] says which run made it (about), and
+    uns["predicted_genes"], which a CSV beside it repeats, what changes (report/genes.py).
     """
     nothing = sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)
     blocks = [nothing, *(part[2] for part in parts)]
@@ -434,7 +437,16 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
     adata.layers["if_expressed"] = sparse.vstack(levels).tocsr().astype(np.float32)
     adata.uns["departures"] = about
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    table = all_tables(screen, parts)
+    adata.uns["predicted_genes"] = table.astype({"condition": "category"})
     screens.write_h5ad(adata, path)
+    screens.save(genes_path(path), table.to_csv(index=False, float_format="%.6g").encode())
+    return table
+
+
+def genes_path(path):
+    """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
+    return f"{os.path.splitext(path)[0]}_genes.csv"
 
 
 def dose_of(perturbation):
@@ -451,6 +463,22 @@ def output_of(run, conditions, training):
     return f"{run}/training.h5ad" if training else f"{run}/predicted.h5ad"
 
 
+def check_not_lost(path, wanted):
+    """Refuse to write over a file that nobody named, where cells of other conditions would be lost.
+
+    wanted: [(perturbation, cell type)] of the cells that are to be written there.
+    """
+    if not os.path.exists(path):
+        return
+    obs = screens.open_h5ad(path).obs
+    lost = set(obs["condition"][obs["is_predicted"]]) - set(map("@".join, wanted))
+    if lost:
+        raise InputError(
+            f"{path}: holds cells of {screens.some(sorted(lost), 3)}, which would be lost; name "
+            f"another file with --out, or this one to replace it: --out {path}"
+        )
+
+
 def sample_run(
     run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None,
     with_controls=False, training=False, screen=None, columns=None,
@@ -461,9 +489,11 @@ def sample_run(
     path: an h5ad of other control cells; screen: the run's own, where it has been read already.
     """
     content = read_checkpoint(run)
+    named = bool(out)
     out = out or output_of(run, conditions, training)
     inputs = [f"{run}/model.pt", content["reading"]["path"], *([path] if path else [])]
     screens.check_folder(out, *inputs)
+    screens.check_folder(genes_path(out), *inputs)
     model = restore_model(content, device)
     seed = model.settings.seed if seed is None else seed
     if content["epoch"] < content["epochs"]:
@@ -479,6 +509,8 @@ def sample_run(
         keys = sorted(key for key in screen.groups if key[0] != CONTROL)
         wanted = [key for key in keys if (key in screen.held_out) != training]
     check_predictable(model, screen, wanted)
+    if conditions and not named:
+        check_not_lost(out, wanted)
     dense = screens.Cells(screen.X, device)
     parts = []
     for perturbation, cell_type in tqdm(wanted, desc="sampling", unit="condition", leave=False):
@@ -493,7 +525,7 @@ def sample_run(
         "reading": json.dumps(content["reading"]),
         "controls": screen.source,
     }
-    write_predicted(out, screen, parts, model.kind, about, with_controls)
+    table = write_predicted(out, screen, parts, model.kind, about, with_controls)
     if not parts:
         print(
             f"no held-out conditions: {out} holds no cells; name some with "
@@ -505,6 +537,9 @@ def sample_run(
         trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], values, seed, device)
     n_cells = sum(part[2].shape[0] for part in parts)
     print(f"{n_cells:,} predicted cells of {len(parts)} conditions: {out}")
+    print(f"which genes change in them: {genes_path(out)}")
+    if conditions:
+        print(*in_words(table)[:MOST_SAID], sep="\n")
     return out
 
 
@@ -534,8 +569,11 @@ def parse():
         )
     where = parser.add_argument_group("where it goes")
     where.add_argument(
-        "--out", help="h5ad to write (RUN/predicted.h5ad, asked.h5ad, training.h5ad)"
-    )
+        "--out",
+        help="h5ad to write (RUN/predicted.h5ad; training.h5ad with --training; asked.h5ad with "
+        "--condition, which is replaced without --out only if no other condition is in it). "
+        "Beside it NAME_genes.csv says which genes change",
+    )  # fmt: skip
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
