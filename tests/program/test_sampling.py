@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +24,7 @@ import screens
 import train
 from departures import ImprovedSettings
 from examples import SYMBOLS, screen_of, screen_with, write
+from interop import snippets
 from screens import CONTROL
 from toy_data import simulate_drug_screen, simulate_screen
 
@@ -171,6 +176,20 @@ def test_a_condition_that_nobody_measured_has_200_cells(genes):
     path = sample.sample_run(genes, conditions=["KLF1+AHR", "AHR"])
     assert path == f"{genes}/asked.h5ad"
     assert conditions_in(path) == {"AHR+KLF1@A549": 200, "AHR@A549": 12}
+
+
+def test_cells_that_were_asked_for_before_are_not_lost_without_a_word(genes, tmp_path):
+    """Unless the file is named; to ask for the same again, or for more, needs no name."""
+    shutil.copy(f"{genes}/model.pt", tmp_path)
+    run = str(tmp_path)
+    path = sample.sample_run(run, conditions=["KLF1"], cells=2)
+    before = Path(path).read_bytes()
+    with pytest.raises(screens.InputError, match="holds cells of KLF1@A549.* --out .*asked.h5ad"):
+        sample.sample_run(run, conditions=["BAK1"])
+    assert Path(path).read_bytes() == before
+    sample.sample_run(run, conditions=["KLF1", "BAK1"], cells=3, with_controls=True)
+    sample.sample_run(run, conditions=["BAK1"], cells=4, out=path)
+    assert conditions_in(path) == {"BAK1@A549": 4}
 
 
 def test_where_nothing_is_held_out_the_file_is_empty_and_it_says_so(genes, tmp_path, capsys):
@@ -595,6 +614,53 @@ def test_real_controls_are_called_that_and_have_no_dose(copied):
     obs = copied[0].obs
     assert set(obs["condition"]) == {"control@K562"}
     assert obs["dose"].isna().all()
+
+
+def test_which_genes_change_is_written_beside_the_cells_and_into_the_file(genes, capsys):
+    """The same table, by condition; what was asked for by name is said in words, too."""
+    cells = cells_of(genes, "KLF1", "KLF1+AHR")
+    inside = cells.uns["predicted_genes"]
+    beside = pd.read_csv(f"{genes}/cells_genes.csv")
+    assert list(beside) == list(inside)
+    assert beside["gene"].tolist() == inside["gene"].tolist() and len(inside) == 2 * len(SYMBOLS)
+    assert "\nKLF1@A549: up " in capsys.readouterr().out
+
+
+def test_the_table_of_genes_is_of_the_cells_in_the_file(genes):
+    """Predicted against the real controls; measured where the condition was."""
+    cells = cells_of(genes, "KLF1", "KLF1+AHR", with_controls=True)
+    table = cells.uns["predicted_genes"].set_index(["condition", "gene"])
+    for condition, column in (("KLF1@A549", "predicted_mean"), ("control@A549", "control_mean")):
+        mean = cells[cells.obs["condition"] == condition].X.toarray().mean(0)
+        assert np.allclose(table.loc["KLF1@A549"].loc[SYMBOLS, column], mean, atol=1e-6)
+    assert table["measured_mean"].isna().tolist() == [False] * 10 + [True] * 10
+
+
+def test_the_snippets_for_other_tools_run(genes, tmp_path, monkeypatch, capsys):
+    """Those that need no other tool, on this run under the name of theirs: see tests/interop.sh."""
+    (tmp_path / "runs/simulated").mkdir(parents=True)
+    shutil.copy(f"{genes}/model.pt", tmp_path / "runs/simulated")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "draw_scores", lambda *arguments, **options: None)
+    monkeypatch.setattr(sample, "draw_paths", lambda *arguments: None)
+    sample.sample_run("runs/simulated")  # as train.py does
+    ran = []
+    names = {}
+    for language, text in snippets():
+        text = text.replace("TF003", TRIPLE).replace("typeA", "A549")
+        if language != "python":
+            for command in [line for line in text.splitlines() if line.startswith("python ")]:
+                _, script, *arguments = shlex.split(command)
+                monkeypatch.setattr(sys, "argv", [script, *arguments])
+                {"sample.py": sample, "evaluate.py": evaluate}[script].main()
+                ran.append(script)
+        elif not re.search("scanpy|pertpy", text):
+            exec(text, names)
+            ran.append("python")
+    assert sorted(ran) == ["evaluate.py", "python", "sample.py"]
+    assert len(names["of_one"]) == len(SYMBOLS)
+    for path in ("runs/simulated/predicted.h5ad", "truth.h5ad"):
+        assert (anndata.read_h5ad(path).obs["perturbation"] == CONTROL).any()
 
 
 # ---- Paths ---------------------------------------------------------------------------------------
