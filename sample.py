@@ -29,7 +29,7 @@ import screens
 from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_class, sample
 from report.genes import all_tables, in_words
 from report.paths import draw_paths
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, did_you_mean
 
 FORMAT = 9  # of the checkpoint; raise it when that changes
 MOST_SAID = 8  # conditions whose genes are printed
@@ -160,7 +160,8 @@ def run_screen(content, path, columns):
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
     library, n_genes = content["library"] or (None, None)
-    screen = screens.read_screen(path, **how, library=library)
+    unlabelled = not (columns.get("perturbation_column") or columns.get("control"))
+    screen = screens.read_screen(path, **how, library=library, unlabelled=unlabelled)
     screen.kind = content["kind"]  # controls alone do not tell
     print(*screen.found, *other_scale(screen, content["library"]), sep="\n")
     position = {gene: i for i, gene in enumerate(screen.genes)}
@@ -168,7 +169,8 @@ def run_screen(content, path, columns):
     if missing:
         raise InputError(
             f"{path}: lacks {len(missing):,} of the run's {len(content['genes']):,} genes, "
-            f"such as {missing[0]}"
+            f"such as {missing[0]}; give cells in which they were measured, or train on the genes "
+            "of both files, as docs/using.md says below 'Other control cells'"
         )
     return screens.take_genes(screen, [position[gene] for gene in content["genes"]])
 
@@ -247,9 +249,10 @@ def check_predictable(model, screen, conditions):
     for perturbation, cell_type in sorted(conditions):
         for target, _ in screens.targets_of(perturbation, model.kind):
             if target not in known:
+                near = "" if target in model.targets else did_you_mean(target, model.targets)
                 raise InputError(
                     f"{screen.source}: {perturbation}@{cell_type}: "
-                    f"{why_unknown(model, target)}; {remedy(model)}"
+                    f"{why_unknown(model, target)}; {remedy(model)}{near}"
                 )
 
 
@@ -290,6 +293,7 @@ def asked(screen, model, name, groups):
         raise InputError(
             f"{screen.source}: no control cells of type '{unknown}' to start '{name}' from; there "
             f"are {screens.some(screen.cell_types)}; others come from --data"
+            f"{did_you_mean(unknown, screen.cell_types)}"
         )
     if perturbation == CONTROL:
         raise InputError(f"--condition {name}: nothing is to be predicted for the control")

@@ -109,7 +109,7 @@ def strongest(table, n=10):
 
 
 def in_words(table, n=4):
-    """A line for each condition of the tables: the genes that surely rise and fall, most so first."""
+    """A line for each condition: up to n genes that surely rise, and fall; the surest first."""
     lines = []
     for condition, rows in table.groupby("condition", sort=False):
         sure = rows[rows["p_adjusted"] < 0.05]

@@ -14,14 +14,14 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 USING = ROOT / "docs" / "using.md"
-SECTIONS = ("Which genes change", "With other tools")
+SECTIONS = "Which genes change", "With other tools"
 
 
-def snippets():
-    """[(language, text)] of the code blocks in SECTIONS of docs/using.md; commands have none."""
+def snippets(sections=SECTIONS):
+    """[(language, text)] of the code blocks in sections of docs/using.md; commands have none."""
     found = []
     for section in re.split(r"^## ", USING.read_text(), flags=re.MULTILINE):
-        if section.startswith(SECTIONS):
+        if section.startswith(sections):
             found += re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     return found
 

@@ -78,6 +78,36 @@ MUTANTS = {
         ),
         (
             "sample.py",
+            'unlabelled = not (columns.get("perturbation_column") or columns.get("control"))',
+            "unlabelled = True",
+            "a column that was named wrongly makes all cells controls",
+        ),
+        (
+            "screens/screen.py",
+            'perturbation_column, control = "perturbation", CONTROL',
+            'perturbation_column = "perturbation"',
+            "unlabelled cells are controls only where the run's own label is the usual one",
+        ),
+        (
+            "screens/labels.py",
+            "spelled = {str(known).lower(): str(known) for known in names}",
+            "spelled = {str(known): str(known) for known in names}",
+            "names in capitals are not found",
+        ),
+        (
+            "screens/split.py",
+            "{did_you_mean(name, names)}",
+            "",
+            "--test does not tell what is spelled almost like it",
+        ),
+        (
+            "sample.py",
+            "table = all_tables(screen, parts)",
+            "table = all_tables(screen, parts[:1])",
+            "the genes of the first condition only",
+        ),
+        (
+            "sample.py",
             "enough = max(n, 256) if model.settings.anchor else n",
             "enough = n",
             "the mean of a few cells is put where that of many should be",

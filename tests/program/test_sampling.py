@@ -117,6 +117,32 @@ def test_a_target_of_which_nothing_is_known_is_refused(genes, tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+SPELLED = {  # names that are not there, and what was meant
+    "KLF11+AHR": "did you mean KLF1?",
+    "bak1": "did you mean BAK1?",
+    "KLF1@A594": "did you mean A549?",
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_a_name_that_is_spelled_almost_like_another_is_told(genes, name):
+    """Of a gene, whatever its case, and of a cell type."""
+    with pytest.raises(screens.InputError) as error:
+        cells_of(genes, name)
+    assert str(error.value).endswith(SPELLED[name])
+
+
+def test_names_of_conditions_to_hold_out_and_of_genes_to_ask_for_later_are_told_too(genes):
+    """--test and --also of train.py."""
+    screen, _, _ = restored(genes)
+    with pytest.raises(screens.InputError, match=r"did you mean BAK1\+KLF1 or"):
+        screens.resolve(screen, "BAK1+KLF2")
+    with pytest.raises(screens.InputError, match="did you mean STAT1"):
+        train.check_also(["STAT11"], screen, None, {})
+    with pytest.raises(screens.InputError, match="gene-embedding$"):
+        train.check_also(["XYZ"], screen, None, {})
+
+
 def test_a_drug_of_which_nothing_is_known_is_refused(drugs):
     """The remedy is a table of structures."""
     screen, model, _ = restored(drugs)
@@ -452,6 +478,48 @@ def test_libraries_over_other_genes_are_said_to_be_another_scale(scales, capsys)
     assert "its libraries are counted over 30 genes, that file's over 29" in printed
 
 
+def other_file(other_cells, folder, change):
+    """Another file of controls, as it was changed; its path."""
+    adata = change(anndata.read_h5ad(other_cells))
+    adata.write_h5ad(folder / "changed.h5ad")
+    return str(folder / "changed.h5ad")
+
+
+def without_column(adata):
+    """Cells of which no column says the perturbation."""
+    del adata.obs["condition"]
+    return adata
+
+
+@pytest.mark.parametrize("reading", [{}, {"perturbation_column": "mine", "control": "none"}])
+def test_cells_of_which_nothing_says_the_perturbation_are_all_controls(
+    genes, other_cells, tmp_path, capsys, reading
+):
+    """Whatever the column was called in the run's own file; a line says so."""
+    path = other_file(other_cells, tmp_path, without_column)
+    content = sample.read_checkpoint(genes)
+    content["reading"] |= reading
+    screen = sample.run_screen(content, path, {})
+    assert len(screen.controls("A549")) == len(screen.controls("HeLa")) == 20
+    assert "every cell is taken as a control" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", [{"perturbation_column": "mine"}, {"control": "none"}])
+def test_a_column_or_a_label_that_was_named_has_to_be_there(genes, other_cells, tmp_path, named):
+    """A slip of the pen does not make treated cells controls."""
+    path = other_file(other_cells, tmp_path, without_column)
+    with pytest.raises(screens.InputError, match="no column 'mine'|no perturbation column"):
+        sample.run_screen(sample.read_checkpoint(genes), path, named)
+
+
+def test_other_controls_without_some_of_the_runs_genes_are_refused(genes, other_cells, tmp_path):
+    """With the way out."""
+    path = other_file(other_cells, tmp_path, lambda adata: adata[:, 3:])
+    message = "lacks 2 of the run's 10 genes, such as AHR; .* train on the genes of both files"
+    with pytest.raises(screens.InputError, match=message):
+        sample.run_screen(sample.read_checkpoint(genes), path, {})
+
+
 def test_columns_of_other_controls_can_be_named(genes, other_cells, tmp_path):
     """Where they are not those of the run's own file."""
     adata = anndata.read_h5ad(other_cells)
@@ -661,6 +729,18 @@ def test_the_snippets_for_other_tools_run(genes, tmp_path, monkeypatch, capsys):
     assert len(names["of_one"]) == len(SYMBOLS)
     for path in ("runs/simulated/predicted.h5ad", "truth.h5ad"):
         assert (anndata.read_h5ad(path).obs["perturbation"] == CONTROL).any()
+
+
+def test_the_snippet_cuts_a_screen_to_the_genes_of_other_controls(
+    other_cells, tmp_path, monkeypatch
+):
+    """Which then lack none of the genes of a run on it."""
+    monkeypatch.chdir(tmp_path)
+    anndata.read_h5ad(other_cells).write_h5ad("screen.h5ad")
+    anndata.read_h5ad(other_cells)[:, 3:9].write_h5ad("new_controls.h5ad")
+    for _, text in snippets("Other control cells"):
+        exec(text, {})
+    assert anndata.read_h5ad("shared.h5ad").var_names.tolist() == [*reversed(SYMBOLS)][2:8]
 
 
 # ---- Paths ---------------------------------------------------------------------------------------
