@@ -120,8 +120,8 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            "screens.read_screen(path, **how, library=library)",
-            "screens.read_screen(path, **how)",
+            "screens.read_screen(path, **how, library=library, unlabelled=unlabelled)",
+            "screens.read_screen(path, **how, unlabelled=unlabelled)",
             "new counts are scaled to the new file's median, not the run's",
         ),
         (
