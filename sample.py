@@ -1,4 +1,4 @@
-"""Predict cells: a trained run + control cells -> predicted.h5ad.
+"""Predict cells: a trained run + control cells -> predicted.h5ad, predicted_genes.csv.
 
     python sample.py runs/x                                         every held-out condition
     python sample.py runs/x --condition 'GATA1+KLF1@k562' --cells 500 --out cells.h5ad
@@ -442,7 +442,7 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
     adata.uns["departures"] = about
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     table = all_tables(screen, parts)
-    adata.uns["predicted_genes"] = table.astype({"condition": "category"})
+    adata.uns["predicted_genes"] = table.astype({"condition": "category", "gene": "category"})
     screens.write_h5ad(adata, path)
     screens.save(genes_path(path), table.to_csv(index=False, float_format="%.6g").encode())
     return table
