@@ -47,7 +47,7 @@ from screens.statistics import (
     training_statistics,
     within_covariance,
 )
-from screens.tensors import Cells, active_values, check_device, condition_arrays, to_device
+from screens.tensors import Cells, check_device, condition_arrays, to_device
 
 __all__ = [
     "COLUMNS",
@@ -59,7 +59,6 @@ __all__ = [
     "Cells",
     "InputError",
     "Screen",
-    "active_values",
     "at_type",
     "blocks",
     "check_device",
