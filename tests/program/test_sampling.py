@@ -338,14 +338,12 @@ def test_each_predicted_cell_is_in_the_row_of_the_control_that_it_started_from(g
     assert np.isin(rows, screen.controls("A549")).all()
 
 
-def test_silent_genes_begin_with_a_draw_from_the_controls_of_the_same_type(drugs, monkeypatch):
-    """And are known to be off."""
-    screen, _, recorder, _ = recorded(drugs, monkeypatch, "Givinostat:1", "K562", 12)
-    controls = screen.dense(screen.controls("K562"))
+def test_cells_start_as_the_controls_were_measured(drugs, monkeypatch):
+    """And it is known which of their genes are on."""
+    screen, _, recorder, (_, _, rows) = recorded(drugs, monkeypatch, "Givinostat:1", "K562", 12)
     x0, d0 = (torch.cat(parts).numpy() for parts in zip(*recorder.starts, strict=True))
-    assert (d0 == 0).any() and (x0 > 0).all()
-    for i in range(x0.shape[1]):
-        assert np.isin(x0[:, i], controls[:, i]).all()
+    assert np.array_equal(x0[:12], screen.dense(rows))
+    assert np.array_equal(d0, x0 > 0) and (d0 == 0).any()
 
 
 def test_the_sampler_is_asked_for_the_condition(drugs, monkeypatch):
@@ -373,7 +371,7 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
     screen, model, _ = restored(genes)
     model.settings.anchor = anchor
     cells = screens.Cells(screen.X, "cpu")
-    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, None, 0, "cpu")
+    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, 0, "cpu")
     assert [len(x0) for x0, _ in recorder.starts] == [simulated]
     assert [part.shape[0] for part in made] == [5, 5, 5]
 
@@ -747,7 +745,7 @@ def test_the_paths_are_drawn_of_the_genes_that_rise_fall_and_switch_most(genes, 
     X[:, 6] += 4
     X[:, 8] = 0
     other = screen_with(X, screen.perturbation, screen.cell_type, screen.genes)
-    sample.trace_paths("paths.png", model, other, "KLF1", "A549", None, 0, "cpu", cells=8)
+    sample.trace_paths("paths.png", model, other, "KLF1", "A549", 0, "cpu", cells=8)
     ((path, x, d, names, condition),) = drawn
     assert names.tolist() == [SYMBOLS[i] for i in (2, 6, 8)]
     assert x.shape == d.shape == (3, 8, 3)
