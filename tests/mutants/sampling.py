@@ -242,7 +242,7 @@ MUTANTS = {
             "sample.py",
             "d0 = model.activation(x0)",
             "d0 = torch.ones_like(x0)",
-            "filled genes count as expressed",
+            "silent genes count as expressed",
         ),
         (
             "sample.py",
