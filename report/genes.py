@@ -102,12 +102,6 @@ def all_tables(screen, parts):
     return pd.concat(tables, ignore_index=True)
 
 
-def strongest(table, n=10):
-    """The n genes of a condition's table that change most surely, by |score|, in its order."""
-    largest = np.argsort(-table["score"].abs().to_numpy(), kind="stable")[:n]
-    return table.iloc[np.sort(largest)]
-
-
 def in_words(table, n=4):
     """A line for each condition: up to n genes that surely rise, and fall; the surest first."""
     lines = []

@@ -134,11 +134,6 @@ def small_table(scores, p):
     return pd.DataFrame({"condition": "A@t", "gene": names, "score": scores, "p_adjusted": p})
 
 
-def test_the_strongest_genes_are_those_of_the_largest_score_up_or_down():
-    table = small_table([3.0, 1.0, 0.5, -2.0, -4.0], 0.01)
-    assert genes.strongest(table, 3)["gene"].tolist() == ["G0", "G3", "G4"]
-
-
 WORDS = {
     "both": ([3.0, 2.0, 1.0, -2.0, -4.0], "A@t: up G0, G1; down G4, G3"),
     "only what is sure": ([9.0, 0.0, -1.0], "A@t: up G0; down none"),
