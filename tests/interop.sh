@@ -4,7 +4,7 @@
 #     bash tests/interop.sh [FOLDER]
 #
 # The tools get an environment of their own, in FOLDER (a temporary one), where it is found again.
-# Five minutes on two cores.
+# Five minutes on two cores, and as long again where the tools have to be installed.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-$(mktemp -d)}
