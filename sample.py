@@ -1,4 +1,4 @@
-"""Predict cells: a trained run + control cells -> predicted.h5ad.
+"""Predict cells: a trained run + control cells -> predicted.h5ad, predicted_genes.csv.
 
     python sample.py runs/x                                         every held-out condition
     python sample.py runs/x --condition 'GATA1+KLF1@k562' --cells 500 --out cells.h5ad
@@ -28,10 +28,12 @@ from tqdm import tqdm
 import screens
 from departures import Conditions, ImprovedSettings, Noise, model_class, sample
 from report import trust
+from report.genes import all_tables, in_words
 from report.paths import draw_paths
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, did_you_mean
 
 FORMAT = 10  # of the checkpoint; raise it when that changes
+MOST_SAID = 8  # conditions whose genes are printed
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
     "settings": {
@@ -162,7 +164,8 @@ def run_screen(content, path, columns):
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
     library, n_genes = content["library"] or (None, None)
-    screen = screens.read_screen(path, **how, library=library)
+    unlabelled = not (columns.get("perturbation_column") or columns.get("control"))
+    screen = screens.read_screen(path, **how, library=library, unlabelled=unlabelled)
     screen.kind = content["kind"]  # controls alone do not tell
     print(*screen.found, *other_scale(screen, content["library"]), sep="\n")
     position = {gene: i for i, gene in enumerate(screen.genes)}
@@ -170,7 +173,8 @@ def run_screen(content, path, columns):
     if missing:
         raise InputError(
             f"{path}: lacks {len(missing):,} of the run's {len(content['genes']):,} genes, "
-            f"such as {missing[0]}"
+            f"such as {missing[0]}; give cells in which they were measured, or train on the genes "
+            "of both files, as docs/using.md says below 'Other control cells'"
         )
     return screens.take_genes(screen, [position[gene] for gene in content["genes"]])
 
@@ -237,9 +241,10 @@ def check_predictable(model, screen, conditions):
     for perturbation, cell_type in sorted(conditions):
         for target, _ in screens.targets_of(perturbation, model.kind):
             if target not in known:
+                near = "" if target in model.targets else did_you_mean(target, model.targets)
                 raise InputError(
                     f"{screen.source}: {perturbation}@{cell_type}: "
-                    f"{why_unknown(model, target)}; {remedy(model)}"
+                    f"{why_unknown(model, target)}; {remedy(model)}{near}"
                 )
 
 
@@ -280,6 +285,7 @@ def asked(screen, model, name, groups):
         raise InputError(
             f"{screen.source}: no control cells of type '{unknown}' to start '{name}' from; there "
             f"are {screens.some(screen.cell_types)}; others come from --data"
+            f"{did_you_mean(unknown, screen.cell_types)}"
         )
     if perturbation == CONTROL:
         raise InputError(f"--condition {name}: nothing is to be predicted for the control")
@@ -407,11 +413,12 @@ def how_far_to_trust(model, content, asked, cells):
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls, trusted):
-    """Write predicted cells as an h5ad that Scanpy and cell-eval read.
+    """Write predicted cells as an h5ad that Scanpy and cell-eval read; returns the table of genes.
 
     parts: [(perturbation, cell type, X, levels, control rows)]. X is log1p; the layer if_expressed
     holds the levels before the mask; uns["departures"] says which run made it (about), uns["trust"]
-    how far to trust it (trusted; also written beside it).
+    how far to trust it (trusted), uns["predicted_genes"] what changes (report/genes.py). CSV files
+    beside it repeat the last two.
     """
     nothing = sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)
     blocks = [nothing, *(part[2] for part in parts)]
@@ -441,8 +448,17 @@ def write_predicted(path, screen, parts, kind, about, with_controls, trusted):
     adata.uns["departures"] = about
     adata.uns["trust"] = trusted
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    table = all_tables(screen, parts)
+    adata.uns["predicted_genes"] = table.astype({"condition": "category", "gene": "category"})
     screens.write_h5ad(adata, path)
     trust.write_trust(path, trusted)
+    screens.save(genes_path(path), table.to_csv(index=False, float_format="%.6g").encode())
+    return table
+
+
+def genes_path(path):
+    """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
+    return f"{os.path.splitext(path)[0]}_genes.csv"
 
 
 def dose_of(perturbation):
@@ -459,6 +475,22 @@ def output_of(run, conditions, training):
     return f"{run}/training.h5ad" if training else f"{run}/predicted.h5ad"
 
 
+def check_not_lost(path, wanted):
+    """Refuse to write over a file that nobody named, where cells of other conditions would be lost.
+
+    wanted: [(perturbation, cell type)] of the cells that are to be written there.
+    """
+    if not os.path.exists(path):
+        return
+    obs = screens.open_h5ad(path).obs
+    lost = set(obs["condition"][obs["is_predicted"]]) - set(map("@".join, wanted))
+    if lost:
+        raise InputError(
+            f"{path}: holds cells of {screens.some(sorted(lost), 3)}, which would be lost; name "
+            f"another file with --out, or this one to replace it: --out {path}"
+        )
+
+
 def sample_run(
     run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None,
     with_controls=False, training=False, screen=None, columns=None,
@@ -469,9 +501,11 @@ def sample_run(
     path: an h5ad of other control cells; screen: the run's own, where it has been read already.
     """
     content = read_checkpoint(run)
+    named = bool(out)
     out = out or output_of(run, conditions, training)
     inputs = [f"{run}/model.pt", content["reading"]["path"], *([path] if path else [])]
     screens.check_folder(out, *inputs)
+    screens.check_folder(genes_path(out), *inputs)
     model = restore_model(content, device)
     seed = model.settings.seed if seed is None else seed
     if content["epoch"] < content["epochs"]:
@@ -486,6 +520,8 @@ def sample_run(
         keys = sorted(key for key in screen.groups if key[0] != CONTROL)
         wanted = [key for key in keys if (key in screen.held_out) != training]
     check_predictable(model, screen, wanted)
+    if conditions and not named:
+        check_not_lost(out, wanted)
     dense = screens.Cells(screen.X, device)
     parts = []
     for perturbation, cell_type in tqdm(wanted, desc="sampling", unit="condition", leave=False):
@@ -502,7 +538,7 @@ def sample_run(
     }
     n_cells = [part[2].shape[0] for part in parts]
     trusted = how_far_to_trust(model, content, wanted, n_cells)
-    write_predicted(out, screen, parts, model.kind, about, with_controls, trusted)
+    table = write_predicted(out, screen, parts, model.kind, about, with_controls, trusted)
     if not parts:
         print(
             f"no held-out conditions: {out} holds no cells; name some with "
@@ -513,7 +549,10 @@ def sample_run(
         os.makedirs(f"{run}/figures", exist_ok=True)
         trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], seed, device)
     print(f"{sum(n_cells):,} predicted cells of {len(parts)} conditions: {out}")
+    print(f"which genes change in them: {genes_path(out)}")
     print(*trust.sentences(trusted, each=bool(conditions)), sep="\n")
+    if conditions:
+        print(*in_words(table)[:MOST_SAID], sep="\n")
     return out
 
 
@@ -543,8 +582,11 @@ def parse():
         )
     where = parser.add_argument_group("where it goes")
     where.add_argument(
-        "--out", help="h5ad to write (RUN/predicted.h5ad, asked.h5ad, training.h5ad)"
-    )
+        "--out",
+        help="h5ad to write (RUN/predicted.h5ad; training.h5ad with --training; asked.h5ad with "
+        "--condition, which is replaced without --out only if no other condition is in it). "
+        "Beside it NAME_genes.csv says which genes change",
+    )  # fmt: skip
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()

@@ -129,6 +129,7 @@ def check_also(also, screen, edges, structure):
             raise InputError(
                 f"--also {gene}: not among the {len(screen.genes):,} genes kept from "
                 f"{screen.source}, nor a source in a --grn network, nor in a --gene-embedding"
+                f"{screens.did_you_mean(gene, known)}"
             )
 
 

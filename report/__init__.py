@@ -1,6 +1,7 @@
 """Report: what a person reads and sees of a run.
 
 tables.py    the tables of evaluate.py, as text and Markdown; the paper's own numbers
+genes.py     which genes a condition changes: a table
 scores.py    figures of a scoring: violins, maps of cells, means, gap closed
 paths.py     figure of the sample paths of both bridges
 training.py  figures of the losses and of an ablation

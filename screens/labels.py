@@ -4,6 +4,7 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 `Givinostat:0.1`. A *condition* is a perturbation in a cell type, `KLF1+TGFBR2@k562`.
 """
 
+import difflib
 import re
 
 import numpy as np
@@ -50,6 +51,18 @@ def is_control(label):
     """Whether a label means control: `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `DMSO` …"""
     plain = re.sub(r"[-_+ ]", "", str(label)).lower()
     return bool(CONTROL_LABELS.fullmatch(plain))
+
+
+def did_you_mean(name, names):
+    """`; did you mean KLF1?` after what is said of a name that is not among the names, or nothing.
+
+    Those that are most like it, whatever their case: three at most.
+    """
+    spelled = {str(known).lower(): str(known) for known in names}
+    near = difflib.get_close_matches(str(name).lower(), spelled)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join(spelled[word] for word in near)}?"
 
 
 # ---- Columns -------------------------------------------------------------------------------------

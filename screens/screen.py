@@ -11,6 +11,7 @@ from screens.files import blocks, open_h5ad, stacked
 from screens.genes import choose_genes
 from screens.labels import (
     CONTROL,
+    PERTURBATION_COLUMNS,
     canonical_perturbations,
     check_columns,
     find_cell_type_column,
@@ -107,12 +108,14 @@ def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, 
 
 
 def read_screen(
-    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None
-):
+    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None,
+    unlabelled=False,
+):  # fmt: skip
     """Read an h5ad of any form that docs/using.md names as a Screen of all its genes.
 
-    library: what a cell's counts are scaled to; their median, if none is given. Raises InputError
-    for what cannot be understood.
+    library: what a cell's counts are scaled to; their median, if none is given. unlabelled: a file
+    without any column of the perturbation is all controls. Raises InputError for what cannot be
+    understood.
     """
     adata = open_h5ad(path, layer)
     found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
@@ -123,6 +126,10 @@ def read_screen(
         )
     X = adata.X
     obs = adata.obs
+    if unlabelled and not {perturbation_column, *PERTURBATION_COLUMNS} & set(obs):
+        found.append("no column of the perturbation: every cell is taken as a control")
+        perturbation_column, control = "perturbation", CONTROL
+        obs = obs.assign(perturbation=CONTROL)
     check_columns(obs, path, perturbation_column, cell_type_column)
     column, controls = find_perturbation_column(obs, path, perturbation_column, control)
     type_column = cell_type_column or find_cell_type_column(obs)

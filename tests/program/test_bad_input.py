@@ -663,6 +663,7 @@ SHOWN_ELSEWHERE = {  # refusals of the code that no command here can meet: where
         ".*; continue from the last complete epoch",  # test_processes.py
         ".*: the loss is not finite",  # below
     ],
+    "sample.py": [".*: holds cells of .*, which would be lost"],  # test_sampling.py
     "evaluate.py": [
         ".*: lacks .* of the .* genes",  # evaluate_run takes the shared genes
         ".*: no condition has .* measured",  # test_evaluation.py

@@ -233,7 +233,7 @@ def predicted(folder):
 def test_a_run_holds_all_its_files(folder):
     """As docs/using.md lists them."""
     expected = {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "figures"}
-    expected |= {"metrics.json", "metrics.csv", "metrics.md", "trust.csv"}
+    expected |= {"metrics.json", "metrics.csv", "metrics.md", "trust.csv", "predicted_genes.csv"}
     assert set(os.listdir(folder / "run")) == expected
     drawn = [folder / "run/loss.png", *(folder / "run/figures").iterdir()]
     assert min(path.stat().st_size for path in drawn) > 10_000
