@@ -29,6 +29,7 @@ from scipy import stats
 from tqdm import tqdm
 
 import screens
+from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from rivals import RIVALS, TRAINED, option_of
@@ -41,16 +42,24 @@ SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
 BLOCK = 1024  # rows of distances at a time
 
-DISTANCES = ("E-distance", "EMD", "MMD2")  # lower is better
-CORRELATIONS = (  # higher is better
+DISTANCES = ("E-distance", "EMD", "MMD2", "WMSE")  # lower is better, a perfect answer is at 0
+CORRELATIONS = (  # higher is better, a perfect answer is at 1
     "activation PCC",
     "Pearson delta",
     "Pearson delta from mean",
     "DE overlap",
     "discrimination",
+    "discrimination without target",
+    "centroid accuracy",
+    "R2w delta",
 )
 METRICS = (*DISTANCES, *CORRELATIONS)
+RELIABILITIES = ("activation PCC", "Pearson delta", "Pearson delta from mean")  # have a ceiling
 GENE_SETS = ("all", "DE20", "DE40", "switched")
+BASELINE, DUPLICATE = "perturbed mean", "interpolated duplicate"  # negative, positive control
+REFERENCES = (DUPLICATE, "floor")  # made of measured cells of the condition: no rivals
+TESTED = 300  # cells of either group, at most, in the test whether a perturbation does anything
+SIGNIFICANT = 0.05  # its adjusted p
 
 
 # ---- Metrics -------------------------------------------------------------------------------------
@@ -174,7 +183,8 @@ def activation_pcc(x, y):
 def pearson_delta(x, y, reference):
     """Correlation over genes of the mean changes of x and y from a reference mean (N,).
 
-    The controls', or that of the training perturbations.
+    The controls', or that of the training perturbations: of their means, so that each weighs the
+    same however many cells it has (Systema's reference, Vinas Torne et al. 2025).
     """
     return correlation(x.mean(0) - reference, y.mean(0) - reference)
 
@@ -189,18 +199,65 @@ def de_overlap(x, y, controls, k):
     return len(np.intersect1d(top_x, top_y)) / len(top_x)
 
 
-def discrimination(x, y, others):
+def discrimination(x, y, others, without=()):
     """How well the mean of x points to y among other conditions, means `others` (Q, N).
 
     1 - (share of the others that are nearer in L1; ties half). 1: y is the nearest; 0.5: chance.
     The Virtual Cell Challenge's score, with the share of the others and not of all. NaN without
-    others.
+    others. without: columns that do not count. The challenge leaves out the target gene, which
+    alone would tell a knock-down from the others.
     """
     if not len(others):
         return float("nan")
-    far = np.abs(others - x.mean(0)).sum(1)
-    own = np.abs(y.mean(0) - x.mean(0)).sum()
+    far = np.delete(np.abs(others - x.mean(0)), without, 1).sum(1)
+    own = np.delete(np.abs(y.mean(0) - x.mean(0)), without).sum()
     return float(1 - np.mean((far < own) + 0.5 * (far == own)))
+
+
+def centroid_accuracy(x, y, others):
+    """The share of other conditions, means `others` (Q, N), that are farther from x than y is.
+
+    Euclidean distances of means (Systema, Vinas Torne et al. 2025). 0.5 is chance, and a tie does
+    not count. NaN without others.
+    """
+    if not len(others):
+        return float("nan")
+    far = ((others - x.mean(0)) ** 2).sum(1)
+    own = ((y.mean(0) - x.mean(0)) ** 2).sum()
+    return float(np.mean(far > own))
+
+
+def gene_weights(t):
+    """How much each gene weighs (N,): ((|t| - min) / (max - min))^2, divided by their sum.
+
+    t (N,): Welch's |t| of a condition's measured cells against the cells of the other perturbations
+    (Mejia et al. 2025): what sets this perturbation apart. An infinite one counts as the largest
+    finite one. NaN where all are the same.
+    """
+    t = np.minimum(t, t[np.isfinite(t)].max(initial=0))
+    with np.errstate(invalid="ignore"):
+        weights = ((t - t.min()) / np.ptp(t)) ** 2
+        return weights / weights.sum()
+
+
+def wmse(x, y, weights):
+    """Weighted mean squared error of the means of x and y: sum_i w_i (x_i - y_i)^2.
+
+    weights (N,): of `gene_weights` (Mejia et al. 2025).
+    """
+    return float(weights @ (x.mean(0) - y.mean(0)) ** 2)
+
+
+def weighted_r2(x, y, reference, weights):
+    """R^2 of the mean changes of x, for those of y, from a reference mean (N,), genes weighted.
+
+    1 - sum_i w_i (D_i - d_i)^2 / sum_i w_i (D_i - D)^2, where d and D are the changes of x and of y
+    and D without i is their weighted mean (Mejia et al. 2025). The reference is the mean of the
+    perturbations: from the controls' mean, what all perturbations share would count as right.
+    """
+    change = y.mean(0) - reference
+    variance = weights @ (change - weights @ change) ** 2
+    return float(1 - wmse(x, y, weights) / variance) if variance > 0 else float("nan")
 
 
 def moments(x):
@@ -280,6 +337,23 @@ def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=Fa
     return scores
 
 
+def scores_of_means(x, y, reference, others, weights, targets):
+    """{metric: {"all": score}} of cells x (n, N) against y (n, N), by their means alone.
+
+    reference, others: as `all_scores` has them; weights (N,): of `gene_weights`, or None; targets:
+    the columns of the perturbed genes.
+    """
+    scores = {
+        "discrimination without target": {"all": discrimination(x, y, others, targets)},
+        "centroid accuracy": {"all": centroid_accuracy(x, y, others)},
+    }
+    if weights is not None:
+        scores["WMSE"] = {"all": wmse(x, y, weights)}
+        if reference is not None:
+            scores["R2w delta"] = {"all": weighted_r2(x, y, reference, weights)}
+    return scores
+
+
 def averaged(several):
     """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold."""
     mean = {}
@@ -290,13 +364,14 @@ def averaged(several):
 
 
 def mean_scores(several):
-    """The mean of nests {metric: {gene set: score}}, all of one form."""
+    """The mean of nests {metric: {gene set: score}}, of the metrics that all of them hold."""
     mean = {}
     for metric, by_set in several[0].items():
-        mean[metric] = {}
-        for genes in by_set:
-            values = [scores[metric][genes] for scores in several]
-            mean[metric][genes] = float(np.mean(values))
+        if all(metric in scores for scores in several):
+            mean[metric] = {}
+            for genes in by_set:
+                values = [scores[metric][genes] for scores in several]
+                mean[metric][genes] = float(np.mean(values))
     return mean
 
 
@@ -311,6 +386,8 @@ def score_condition(
     reference=None,
     others=(),
     squared=False,
+    rest=None,
+    targets=(),
 ):
     """{method: {metric: {gene set: score}}} of one condition, and the genes ranked by |t|.
 
@@ -319,13 +396,16 @@ def score_condition(
     (`own_generator`). orders: the random orders of the measured cells; training (c, N):
     cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
     the training perturbations; others: of every split, the means (Q, N) of halves of the other
-    conditions.
+    conditions. rest: the moments of all cells of other perturbations; with them, and the perturbed
+    mean among the methods, a positive control is added too. targets: columns of the perturbed
+    genes.
     """
     methods = {name: cells for name, cells in methods.items() if cells is not None}
     of_controls = moments(controls)
     ranked = np.argsort(-welch_t(measured, of_controls), kind="stable")
     sets = gene_sets(measured, controls, ranked)
     kernels = kernels_of(sets, controls if training is None else training)
+    weights = None if rest is None else gene_weights(welch_t(measured, rest))
     half = len(measured) // 2
     size = min(half, *(len(cells) for cells in methods.values()))
     splits = []
@@ -344,12 +424,18 @@ def score_condition(
             rng = own_generator(seed, name, *condition, split)
             drawn[name] = x[rng.permutation(len(x))[:size]]
         drawn["floor"] = measured[order[half : half + size]]
+        if rest is not None and reference is not None and BASELINE in drawn:
+            rng = own_generator(seed, DUPLICATE, *condition, split)
+            drawn[DUPLICATE] = interpolated_duplicate(
+                drawn["floor"], drawn[BASELINE], rest, reference, rng
+            )
         far = others[split] if len(others) else ()
         scores = {}
         for name, x in drawn.items():
             scores[name] = all_scores(
                 x, target, sets, kernels, own, of_controls, reference, far, squared
             )
+            scores[name] |= scores_of_means(x, target, reference, far, weights, targets)
         splits.append(scores)
     return averaged(splits), ranked
 
@@ -374,6 +460,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
     scored = [key for key in sorted(predicted) if can_be_scored(screen, predicted, key)]
     orders = random_orders(screen, {cell_type for _, cell_type in scored}, seed)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
+    sums = {key: sums_of(screen, key) for key in orders}
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
@@ -397,15 +484,19 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             reference=reference,
             others=means_of_others(halves, key),
             squared=squared,
+            rest=moments_of_rest(sums, key),
+            targets=target_columns(screen, key[0]),
         )
         row = {
             "condition": "@".join(key),
             "cells": len(measured),
             "scores": scores,
             "top_genes": [str(gene) for gene in screen.genes[ranked[:20]]],
+            "p_anything": p_of_any_change(measured, controls, own_generator(seed, "test", *key)),
         }
         rows.append(row)
     say_what_is_not_scored(screen, predicted, scored)
+    mark_what_does_nothing(rows)
     return rows
 
 
@@ -455,6 +546,52 @@ def means_of_others(halves, key):
     return [np.stack(of_split) for of_split in zip(*others, strict=True)]
 
 
+def sums_of(screen, key):
+    """The number of a condition's cells, the sum and the sum of squares (N,) of each gene."""
+    X = screen.X[screen.groups[key]].astype(np.float64)
+    return X.shape[0], np.asarray(X.sum(0)).ravel(), np.asarray(X.power(2).sum(0)).ravel()
+
+
+def moments_of_rest(sums, key):
+    """The `moments` of all cells of the other perturbations in a condition's cell type, or None.
+
+    sums: {condition: its `sums_of`}. None where there are not two such cells.
+    """
+    others = [of_key for other, of_key in sums.items() if other[1] == key[1] and other != key]
+    n = sum(cells for cells, _, _ in others)
+    if n < 2:
+        return None
+    mean = sum(total for _, total, _ in others) / n
+    squares = sum(squares for _, _, squares in others)
+    return mean, np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1)), n
+
+
+def target_columns(screen, perturbation):
+    """The columns of the genes that a perturbation targets, of those that are measured."""
+    if screen.kind != "gene":
+        return np.array([], int)
+    names = [name for name, _ in screens.targets_of(perturbation, screen.kind)]
+    return np.flatnonzero(np.isin(screen.genes, names))
+
+
+def p_of_any_change(measured, controls, rng):
+    """The p-value that measured cells (n, N) are no farther from the controls than chance has it.
+
+    `permutation_p`, by at most TESTED cells of either.
+    """
+    x = rng.permutation(measured)[:TESTED]
+    both = np.concatenate([x, rng.permutation(controls)[:TESTED]]).astype(np.float64)
+    return permutation_p(np.sqrt(squared_distances(both, both)), len(x), rng)
+
+
+def mark_what_does_nothing(rows):
+    """Adjust the rows' p_anything over conditions (Benjamini and Hochberg), and mark `nothing`."""
+    adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_anything"] = float(p)
+        row["nothing"] = bool(p > SIGNIFICANT)
+
+
 def say_what_is_not_scored(screen, predicted, scored):
     """Name the conditions that have too few cells; InputError if these are all."""
     if len(scored) < len(predicted):
@@ -477,7 +614,7 @@ def summarise(rows):
     For an entry see `summary_entry`.
     """
     summary = {}
-    for name in [*RIVALS, *TRAINED, "model", "floor"]:
+    for name in [*RIVALS, *TRAINED, "model", *REFERENCES]:
         scores = [row["scores"] for row in rows if name in row["scores"]]
         for metric in METRICS:
             for genes in GENE_SETS:
@@ -492,24 +629,52 @@ def summary_entry(scores, name, metric, genes):
 
     mean, sd, conditions: over conditions, and how many they are. gap_closed (of distances): of the
     means, so that weak perturbations, whose own gap is a division by almost nothing, weigh what
-    they should. beaten_in (of rivals): in how many conditions the model scores better than the
-    method; p: of a two-sided sign test of that.
+    they should. gap_closed_from_mean: the same with the perturbed mean at 0. beaten_in (of rivals):
+    in how many conditions the model scores better than the method; p: of a two-sided sign test of
+    that. ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
     """
-    values = []
-    for of_condition in scores:
-        four = [of_condition[method] for method in (name, "control", "floor", "model")]
-        values.append([by_metric.get(metric, {}).get(genes) for by_metric in four])
-    values = np.array(values, float).reshape(-1, 4)  # None, where there is no score, becomes NaN
-    x, control, floor, model = values[~np.isnan(values[:, 0])].T
+    values = values_of(scores, metric, genes, (name, "control", BASELINE, "floor", "model"))
+    x, control, average, floor, model = values[~np.isnan(values[:, 0])].T
     if not len(x):
         return None
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
     if metric in DISTANCES:
         entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
-    if name not in ("model", "floor"):
+        entry["gap_closed_from_mean"] = gap_closed(x.mean(), average.mean(), floor.mean())
+    if name == "floor" and metric in RELIABILITIES:
+        ceilings = full_depth(x)
+        entry["ceiling"] = float(np.nanmean(ceilings)) if (x > 0).any() else float("nan")
+    if name not in ("model", *REFERENCES):
         better = x - model if metric in DISTANCES else model - x
         entry["beaten_in"], entry["p"] = sign_test(better)
     return entry
+
+
+def values_of(scores, metric, genes, names):
+    """A score of some methods in every condition (conditions, methods); NaN where there is none."""
+    values = [
+        [of_condition.get(name, {}).get(metric, {}).get(genes) for name in names]
+        for of_condition in scores
+    ]
+    return np.array(values, float).reshape(-1, len(names))
+
+
+def dynamic_ranges(rows):
+    """{metric: {gene set: `dynamic_range`}} of the metrics on a screen; rows: of `score`.
+
+    From the perturbed mean to the interpolated duplicate, by their means over the conditions in
+    which both are scored. Empty if there are no such conditions.
+    """
+    scores = [row["scores"] for row in rows if DUPLICATE in row["scores"]]
+    ranges = {}
+    for metric in METRICS if scores else ():
+        for genes in GENE_SETS:
+            values = values_of(scores, metric, genes, (BASELINE, DUPLICATE))
+            values = values[~np.isnan(values).any(1)]
+            if len(values):
+                perfect = 0 if metric in DISTANCES else 1
+                ranges.setdefault(metric, {})[genes] = dynamic_range(*values.mean(0), perfect)
+    return ranges
 
 
 def sign_test(differences):
@@ -634,6 +799,7 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
         "source": screen.source,
         "squared": squared,
         "costs": costs,
+        "dynamic_range": dynamic_ranges(rows),
         "summary": summary,
         "conditions": rows,
     }
@@ -709,7 +875,7 @@ def evaluate_run(
     rows = score(screen, cells, seed, squared, trained)
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    tables = make_tables(summary, rows, None if squared else paper_of(screen), costs)
+    tables = tables_of(summary, rows, None if squared else paper_of(screen), costs)
     suffix = "_training" if training else ""
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
@@ -721,6 +887,16 @@ def evaluate_run(
         f"figures: {figures}/"
     )
     return summary
+
+
+def tables_of(summary, rows, paper=None, costs=None):
+    """The tables of a scoring (`make_tables`), with the metrics' ranges.
+
+    And with the summary of the conditions that do something, where some do nothing.
+    """
+    acting = [row for row in rows if not row.get("nothing")]
+    active = summarise(acting) if acting and len(acting) < len(rows) else None
+    return make_tables(summary, rows, paper, costs, dynamic_ranges(rows), active)
 
 
 def train_rivals(names, run, screen, seed, device):
@@ -828,7 +1004,7 @@ def pool_runs(runs, suffix="", out=None):
     for same in rows_of.values():
         scores = averaged([row["scores"] for row in same])
         rows.append({**same[0], "scores": scores})
-    tables = make_tables(summarise(rows), rows, costs=mean_costs(costs_of))
+    tables = tables_of(summarise(rows), rows, costs=mean_costs(costs_of))
     if out:
         screens.check_folder(f"{out}/metrics{suffix}.md")
         os.makedirs(out, exist_ok=True)

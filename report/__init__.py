@@ -1,5 +1,6 @@
 """Report: what a person reads and sees of a run.
 
+calibration.py  a metric's positive control, range and ceiling; does a perturbation do anything
 tables.py    the tables of evaluate.py, as text and Markdown; the paper's own numbers
 scores.py    figures of a scoring: violins, maps of cells, means, gap closed
 paths.py     figure of the sample paths of both bridges
