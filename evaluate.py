@@ -30,6 +30,30 @@ from tqdm import tqdm
 
 import screens
 from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
+from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
+    activation_pcc,
+    centroid_accuracy,
+    correlation,
+    de_overlap,
+    discrimination,
+    e_distance,
+    emd,
+    gamma_by_median,
+    gap_closed,
+    gaussian_kernel,
+    gene_weights,
+    mean_kernels,
+    mmd2,
+    moments,
+    pearson_delta,
+    rooted,
+    squared_distances,
+    two_sample,
+    wasserstein,
+    weighted_r2,
+    welch_t,
+    wmse,
+)
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from rivals import RIVALS, TRAINED, option_of
@@ -40,7 +64,6 @@ from screens import CONTROL, InputError
 
 SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
-BLOCK = 1024  # rows of distances at a time
 
 DISTANCES = ("E-distance", "EMD", "MMD2", "WMSE")  # lower is better, a perfect answer is at 0
 CORRELATIONS = (  # higher is better, a perfect answer is at 1
@@ -54,237 +77,13 @@ CORRELATIONS = (  # higher is better, a perfect answer is at 1
     "R2w delta",
 )
 METRICS = (*DISTANCES, *CORRELATIONS)
+OF_CELLS = ("E-distance", "EMD", "MMD2", "activation PCC")  # the others see means
 RELIABILITIES = ("activation PCC", "Pearson delta", "Pearson delta from mean")  # have a ceiling
 GENE_SETS = ("all", "DE20", "DE40", "switched")
 BASELINE, DUPLICATE = "perturbed mean", "interpolated duplicate"  # negative, positive control
 REFERENCES = (DUPLICATE, "floor")  # made of measured cells of the condition: no rivals
 TESTED = 300  # cells of either group, at most, in the test whether a perturbation does anything
 SIGNIFICANT = 0.05  # its adjusted p
-
-
-# ---- Metrics -------------------------------------------------------------------------------------
-#
-# Each a pure function of predicted cells x (n, N) and measured cells y (m, N), log1p, which are not
-# changed.
-
-
-def squared_distances(x, y):
-    """Squared Euclidean distances (n, m) of cells x (n, N) and y (m, N)."""
-    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.maximum(squared, 0)
-
-
-def mean_kernels(x, y, kernels, within=False):
-    """Mean of each kernel(squared distance) over pairs of a cell of x and one of y: (kernels,).
-
-    within: y is x, and a cell's pair with itself does not count. Made in blocks of rows: the memory
-    is that of BLOCK x m distances, whatever n. Sums are float64; distances of float32 cells are
-    good to 7 digits.
-    """
-    total = np.zeros(len(kernels))
-    for start in range(0, len(x), BLOCK):
-        squared = squared_distances(x[start : start + BLOCK], y)
-        for i, kernel in enumerate(kernels):
-            values = kernel(squared)
-            block = values.sum(dtype=np.float64)
-            if within:
-                block -= values.trace(offset=start, dtype=np.float64)
-            total[i] += block
-    if within:
-        return total / (len(x) * (len(x) - 1))
-    return total / (len(x) * len(y))
-
-
-def two_sample(x, y, kernels, own=None):
-    """2 E k(x, y) - E k(x, x') - E k(y, y') of each kernel k, (kernels,), over distinct cells.
-
-    own: the last term, where it is known.
-    """
-    between = mean_kernels(x, y, kernels)
-    within_x = mean_kernels(x, x, kernels, True)
-    within_y = mean_kernels(y, y, kernels, True) if own is None else own
-    return 2 * between - within_x - within_y
-
-
-def rooted(energy, squared=False):
-    """The root of an energy distance, or with `squared` itself; not below 0. NaN stays NaN."""
-    energy = np.maximum(0.0, energy)
-    return energy if squared else energy**0.5
-
-
-def e_distance(x, y, squared=False):
-    """Energy distance sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)), n and m at least 2.
-
-    Unbiased within-group means, over distinct cells (Szekely and Rizzo 2013); the root is the
-    paper's released convention.
-    """
-    return rooted(two_sample(x, y, [np.sqrt])[0], squared)
-
-
-def wasserstein(x, y):
-    """1-D Wasserstein-1 distance of every gene (N,) between x (n, N) and y (m, N), in log1p units.
-
-    The area between the two quantile functions, which are constant between multiples of 1/n and of
-    1/m.
-    """
-    n, m = len(x), len(y)
-    x = np.sort(x, 0)
-    y = np.sort(y, 0)
-    if n == m:
-        return np.abs(x - y).mean(0, dtype=np.float64)
-    jumps = [np.arange(n + 1) * m, np.arange(1, m) * n]  # in units of 1 / (n m): no rounding
-    edges = np.unique(np.concatenate(jumps))
-    gap = x[edges[:-1] // m]
-    gap -= y[edges[:-1] // n]
-    width = (np.diff(edges) / (n * m)).astype(gap.dtype)
-    return width @ np.abs(gap, out=gap)
-
-
-def emd(x, y):
-    """Mean over genes of the 1-D Wasserstein-1 distance (Rubner et al. 2000), in log1p units."""
-    return float(wasserstein(x, y).mean())
-
-
-def gaussian_kernel(gamma):
-    """The kernel exp(-gamma |u - v|^2) as a function of squared distances."""
-    return lambda squared: np.exp(-gamma * squared)
-
-
-def mmd2(x, y, gamma):
-    """Squared maximum mean discrepancy, kernel exp(-gamma |u - v|^2) (Gretton et al. 2012, Eq. 3).
-
-    Unbiased, so it may be negative.
-    """
-    return -two_sample(x, y, [gaussian_kernel(gamma)])[0]
-
-
-def gamma_by_median(x):
-    """The gamma of the kernel, 1 / median |u - v|^2 over distinct cells of x (n, N).
-
-    x should be training cells only.
-    """
-    upper = np.triu_indices(len(x), 1)
-    median = np.median(squared_distances(x, x)[upper])
-    return 1 / median if median > 0 else 1.0
-
-
-def correlation(a, b):
-    """Pearson correlation of a and b (N,); NaN where either is constant."""
-    if np.ptp(a) > 0 and np.ptp(b) > 0:
-        return float(np.corrcoef(a, b)[0, 1])
-    return float("nan")
-
-
-def activation_pcc(x, y):
-    """Correlation over genes of the fractions of cells that express each (the paper's Table 2)."""
-    return correlation((x > 0).mean(0), (y > 0).mean(0))
-
-
-def pearson_delta(x, y, reference):
-    """Correlation over genes of the mean changes of x and y from a reference mean (N,).
-
-    The controls', or that of the training perturbations: of their means, so that each weighs the
-    same however many cells it has (Systema's reference, Vinas Torne et al. 2025).
-    """
-    return correlation(x.mean(0) - reference, y.mean(0) - reference)
-
-
-def de_overlap(x, y, controls, k):
-    """Share of the k genes of largest Welch |t| against the controls that x and y have in common.
-
-    Each cells, or their `moments`.
-    """
-    top_x = np.argsort(-welch_t(x, controls), kind="stable")[:k]
-    top_y = np.argsort(-welch_t(y, controls), kind="stable")[:k]
-    return len(np.intersect1d(top_x, top_y)) / len(top_x)
-
-
-def discrimination(x, y, others, without=()):
-    """How well the mean of x points to y among other conditions, means `others` (Q, N).
-
-    1 - (share of the others that are nearer in L1; ties half). 1: y is the nearest; 0.5: chance.
-    The Virtual Cell Challenge's score, with the share of the others and not of all. NaN without
-    others. without: columns that do not count. The challenge leaves out the target gene, which
-    alone would tell a knock-down from the others.
-    """
-    if not len(others):
-        return float("nan")
-    far = np.delete(np.abs(others - x.mean(0)), without, 1).sum(1)
-    own = np.delete(np.abs(y.mean(0) - x.mean(0)), without).sum()
-    return float(1 - np.mean((far < own) + 0.5 * (far == own)))
-
-
-def centroid_accuracy(x, y, others):
-    """The share of other conditions, means `others` (Q, N), that are farther from x than y is.
-
-    Euclidean distances of means (Systema, Vinas Torne et al. 2025). 0.5 is chance, and a tie does
-    not count. NaN without others.
-    """
-    if not len(others):
-        return float("nan")
-    far = ((others - x.mean(0)) ** 2).sum(1)
-    own = ((y.mean(0) - x.mean(0)) ** 2).sum()
-    return float(np.mean(far > own))
-
-
-def gene_weights(t):
-    """How much each gene weighs (N,): ((|t| - min) / (max - min))^2, divided by their sum.
-
-    t (N,): Welch's |t| of a condition's measured cells against the cells of the other perturbations
-    (Mejia et al. 2025): what sets this perturbation apart. An infinite one counts as the largest
-    finite one. NaN where all are the same.
-    """
-    t = np.minimum(t, t[np.isfinite(t)].max(initial=0))
-    with np.errstate(invalid="ignore"):
-        weights = ((t - t.min()) / np.ptp(t)) ** 2
-        return weights / weights.sum()
-
-
-def wmse(x, y, weights):
-    """Weighted mean squared error of the means of x and y: sum_i w_i (x_i - y_i)^2.
-
-    weights (N,): of `gene_weights` (Mejia et al. 2025).
-    """
-    return float(weights @ (x.mean(0) - y.mean(0)) ** 2)
-
-
-def weighted_r2(x, y, reference, weights):
-    """R^2 of the mean changes of x, for those of y, from a reference mean (N,), genes weighted.
-
-    1 - sum_i w_i (D_i - d_i)^2 / sum_i w_i (D_i - D)^2, where d and D are the changes of x and of y
-    and D without i is their weighted mean (Mejia et al. 2025). The reference is the mean of the
-    perturbations: from the controls' mean, what all perturbations share would count as right.
-    """
-    change = y.mean(0) - reference
-    variance = weights @ (change - weights @ change) ** 2
-    return float(1 - wmse(x, y, weights) / variance) if variance > 0 else float("nan")
-
-
-def moments(x):
-    """Mean, standard deviation (N,) and number of cells x (n, N): all that Welch's test asks."""
-    return x.mean(0), x.std(0, ddof=1), len(x)
-
-
-def welch_t(x, y):
-    """Welch's |t| of each gene (N,) between x (n, N) and y (m, N); 0 where neither varies.
-
-    Either of them cells or their `moments`.
-    """
-    of_x = x if isinstance(x, tuple) else moments(x)
-    of_y = y if isinstance(y, tuple) else moments(y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = stats.ttest_ind_from_stats(*of_x, *of_y, equal_var=False).statistic
-    return np.nan_to_num(np.abs(t), posinf=np.inf)
-
-
-def gap_closed(score, control, floor):
-    """1 - (score - floor) / (control - floor).
-
-    0: no better than the controls; 1: as close as another half of the real cells.
-    """
-    if control > floor:
-        return 1 - (score - floor) / (control - floor)
-    return float("nan")
 
 
 # ---- Scoring one condition -----------------------------------------------------------------------
@@ -309,14 +108,13 @@ def kernels_of(sets, training):
     return kernels
 
 
-def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=False):
-    """{metric: {gene set: score}} of cells x (n, N) against y (n, N).
+def scores_of_cells(x, y, sets, kernels, own, squared=False):
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N), by what sees cells.
 
     sets, kernels: of `gene_sets` and `kernels_of`; own: {gene set: the kernels' means within y},
-    which are the same for every x; controls: their moments; reference (N,): the mean of the
-    training perturbations, or None; others (Q, N): means of the other conditions.
+    which are the same for every x.
     """
-    scores = {metric: {} for metric in METRICS}
+    scores = {metric: {} for metric in OF_CELLS}
     for genes, columns in sets.items():
         a = x[:, columns]
         b = y[:, columns]
@@ -326,6 +124,20 @@ def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=Fa
         scores["EMD"][genes] = emd(a, b)
         scores["MMD2"][genes] = -similarity
         scores["activation PCC"][genes] = activation_pcc(a, b)
+    return scores
+
+
+def scores_of_means(x, y, sets, controls, reference, others, weights, targets):
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N), by what sees means.
+
+    sets: of `gene_sets`; controls: their moments; reference (N,): the mean of the training
+    perturbations, or None; others (Q, N): means of the other conditions; weights (N,): of
+    `gene_weights`, or None; targets: columns of the perturbed genes.
+    """
+    scores = {metric: {} for metric in METRICS if metric not in OF_CELLS}
+    for genes, columns in sets.items():
+        a = x[:, columns]
+        b = y[:, columns]
         scores["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
         if reference is not None:
             scores["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
@@ -334,23 +146,12 @@ def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=Fa
     for k in (20, 40):
         scores["DE overlap"][f"DE{k}"] = de_overlap(of_x, of_y, controls, k)
     scores["discrimination"]["all"] = discrimination(x, y, others)
-    return scores
-
-
-def scores_of_means(x, y, reference, others, weights, targets):
-    """{metric: {"all": score}} of cells x (n, N) against y (n, N), by their means alone.
-
-    reference, others: as `all_scores` has them; weights (N,): of `gene_weights`, or None; targets:
-    the columns of the perturbed genes.
-    """
-    scores = {
-        "discrimination without target": {"all": discrimination(x, y, others, targets)},
-        "centroid accuracy": {"all": centroid_accuracy(x, y, others)},
-    }
+    scores["discrimination without target"]["all"] = discrimination(x, y, others, targets)
+    scores["centroid accuracy"]["all"] = centroid_accuracy(x, y, others)
     if weights is not None:
-        scores["WMSE"] = {"all": wmse(x, y, weights)}
+        scores["WMSE"]["all"] = wmse(x, y, weights)
         if reference is not None:
-            scores["R2w delta"] = {"all": weighted_r2(x, y, reference, weights)}
+            scores["R2w delta"]["all"] = weighted_r2(x, y, reference, weights)
     return scores
 
 
@@ -424,18 +225,20 @@ def score_condition(
             rng = own_generator(seed, name, *condition, split)
             drawn[name] = x[rng.permutation(len(x))[:size]]
         drawn["floor"] = measured[order[half : half + size]]
+        of_means = {}
         if rest is not None and reference is not None and BASELINE in drawn:
             rng = own_generator(seed, DUPLICATE, *condition, split)
-            drawn[DUPLICATE] = interpolated_duplicate(
+            drawn[DUPLICATE], of_means[DUPLICATE] = interpolated_duplicate(
                 drawn["floor"], drawn[BASELINE], rest, reference, rng
             )
         far = others[split] if len(others) else ()
         scores = {}
         for name, x in drawn.items():
-            scores[name] = all_scores(
-                x, target, sets, kernels, own, of_controls, reference, far, squared
+            scores[name] = scores_of_cells(x, target, sets, kernels, own, squared)
+            x = of_means.get(name, x)
+            scores[name] |= scores_of_means(
+                x, target, sets, of_controls, reference, far, weights, targets
             )
-            scores[name] |= scores_of_means(x, target, reference, far, weights, targets)
         splits.append(scores)
     return averaged(splits), ranked
 
@@ -660,20 +463,23 @@ def values_of(scores, metric, genes, names):
 
 
 def dynamic_ranges(rows):
-    """{metric: {gene set: `dynamic_range`}} of the metrics on a screen; rows: of `score`.
+    """{metric: {gene set: {"range", "told"}}}: what the metrics are worth on a screen.
 
-    From the perturbed mean to the interpolated duplicate, by their means over the conditions in
-    which both are scored. Empty if there are no such conditions.
+    rows: of `score`. range: `dynamic_range` from the perturbed mean to the interpolated duplicate,
+    of their means over the conditions in which both are scored; told: the share of these conditions
+    in which the duplicate scores better. Empty if there are no such conditions.
     """
     scores = [row["scores"] for row in rows if DUPLICATE in row["scores"]]
     ranges = {}
     for metric in METRICS if scores else ():
         for genes in GENE_SETS:
             values = values_of(scores, metric, genes, (BASELINE, DUPLICATE))
-            values = values[~np.isnan(values).any(1)]
-            if len(values):
-                perfect = 0 if metric in DISTANCES else 1
-                ranges.setdefault(metric, {})[genes] = dynamic_range(*values.mean(0), perfect)
+            negative, positive = values[~np.isnan(values).any(1)].T
+            if len(negative):
+                farther = metric in DISTANCES
+                told = np.mean(positive < negative if farther else positive > negative)
+                value = dynamic_range(negative.mean(), positive.mean(), 0 if farther else 1)
+                ranges.setdefault(metric, {})[genes] = {"range": value, "told": float(told)}
     return ranges
 
 

@@ -10,7 +10,7 @@ PERMUTATIONS = 999
 
 
 def interpolated_duplicate(half, baseline, rest, mean, rng):
-    """Cells (n, N) of a positive control: measured where they differ, the average elsewhere.
+    """A positive control, twice (n, N): measured where genes differ, the average elsewhere.
 
     The mean of each gene is alpha * (mean of the half) + (1 - alpha) * mean, where alpha is
     1 - adjusted p (Benjamini and Hochberg) of Welch's test between the half and the cells of the
@@ -22,8 +22,10 @@ def interpolated_duplicate(half, baseline, rest, mean, rng):
     The source interpolates means; cells are ours to make. Each has a threshold, evenly spread over
     [0, 1], and takes the genes whose alpha is above it from a cell of the half, the others from one
     of the baseline, paired by rank of total expression, so that depth holds together. So a
-    share alpha of the cells has the half's values, zeros too, and no value is blurred. Then the
-    expressed values of a gene are scaled to have the mean above.
+    share alpha of the cells has the half's values, zeros too, and no value is blurred. These cells,
+    the first, are for distances of cells. The second are the same with the expressed values of a
+    gene scaled to have the mean above, for scores of means: a mean of many cells is the strength of
+    this control. (In an unbiased distance, cells whose mean is too good would fall below 0.)
     """
     of_half = half.mean(0), half.std(0, ddof=1), len(half)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -36,7 +38,7 @@ def interpolated_duplicate(half, baseline, rest, mean, rng):
     wanted = alpha * of_half[0] + (1 - alpha) * mean
     found = cells.mean(0)
     scale = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0)
-    return (cells * scale).astype(half.dtype)
+    return cells, cells * scale
 
 
 def dynamic_range(negative, positive, perfect):

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 import screens
 
-LEAST_RANGE = 0.1  # a metric with less says nothing on this screen
+LEAST_TOLD = 0.75  # a metric that ranks the controls right in fewer conditions has no range
 
 DISTANCES = [
     ("E-distance", "all"),
@@ -97,8 +95,9 @@ CONVENTION = (
     "at. Interpolated duplicate: the floor's cells\n"
     "in genes that differ from other perturbations, the perturbed mean in the others. Dynamic "
     "range: which share of the way from the perturbed\n"
-    f"mean to a perfect answer it covers; a metric in (parentheses) has less than {LEAST_RANGE} "
-    "on this screen and says nothing here."
+    "mean to a perfect answer it covers. A metric in (parentheses) puts it above the perturbed "
+    f"mean in fewer than {LEAST_TOLD:.0%} of the conditions:\n"
+    "it has no range here, and says nothing."
 )
 
 
@@ -206,11 +205,18 @@ def one_table(kind, columns, shown, ranges):
     header = ["", *(f"{SHORT.get(metric, metric)} {genes}" for metric, genes in columns)]
     if not ranges:
         return Table("", header, lines)
-    values = [ranges.get(metric, {}).get(genes, np.nan) for metric, genes in columns]
-    texts = ["none" if np.isnan(value) else f"{value:.2f}" for value in values]
-    # NaN is greyed too.
-    greyed = frozenset(i for i, value in enumerate(values, 1) if not value >= LEAST_RANGE)
-    return Table("", header, lines, ["dynamic range", *texts], greyed)
+    of_columns = [ranges.get(metric, {}).get(genes) for metric, genes in columns]
+    texts = [written("range", entry) for entry in of_columns]
+    greyed = [i for i, entry in enumerate(of_columns, 1) if not has_range(entry)]
+    return Table("", header, lines, ["dynamic range", *texts], frozenset(greyed))
+
+
+def has_range(entry):
+    """Whether a metric can tell a good answer from the average of all perturbations on a screen.
+
+    entry: of `evaluate.dynamic_ranges`, or None.
+    """
+    return entry is not None and entry["told"] >= LEAST_TOLD
 
 
 def with_costs(table, costs):
@@ -286,7 +292,7 @@ def written(kind, entry):
     if kind == "wins" and "p" in entry:
         return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}"
     if kind in entry:
-        return f"{entry[kind]:.3f}"
+        return f"{entry[kind]:.{2 if kind == 'range' else 3}f}"
     return ""
 
 

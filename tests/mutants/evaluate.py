@@ -1,101 +1,182 @@
-"""Mutants of evaluate.py and of its tables: (file, old text, new text, why it is wrong)."""
+"""Mutants of scoring, metrics and tables: (file, old text, new text, why it is wrong)."""
 
 METRICS = [
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return energy if squared else energy**0.5",
         "return energy**0.5 if squared else energy",
         "root and square exchanged",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "within_x = mean_kernels(x, x, kernels, True)",
         "within_x = mean_kernels(x, x, kernels)",
         "biased: a cell's distance to itself counts",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 2 * between - within_x - within_y",
         "return between - within_x - within_y",
         "the cross term counted once",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 2 * between - within_x - within_y",
         "return 2 * between - within_x",
         "the spread of the measured cells is not taken off",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "block -= values.trace(offset=start, dtype=np.float64)",
         "pass",
         "biased: a cell's distance to itself counts",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "values.trace(offset=start, dtype=np.float64)",
         "values.trace(dtype=np.float64)",
         "from the second block on, the wrong distances are left out",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "    x = np.sort(x, 0)\n    y = np.sort(y, 0)\n",
         "    x = np.sort(x, 1)\n    y = np.sort(y, 1)\n",
         "genes sorted within cells",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "gap -= y[edges[:-1] // n]",
         "gap -= y[edges[:-1] // m % m]",
         "quantiles of unequal samples misaligned",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return -two_sample(",
         "return two_sample(",
         "sign of MMD^2",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 1 / median if median > 0 else 1.0",
         "return 1 / median**2 if median > 0 else 1.0",
         "the kernel's width in squares of squared distances",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "upper = np.triu_indices(len(x), 1)",
         "upper = np.triu_indices(len(x))",
         "a cell's distance to itself sets the kernel's width",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "correlation((x > 0).mean(0), (y > 0).mean(0))",
         "correlation(x.mean(0), y.mean(0))",
         "correlation of means instead of activation",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return correlation(x.mean(0) - reference, y.mean(0) - reference)",
         "return correlation(x.mean(0), y.mean(0))",
         "cells correlate whatever a perturbation does",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "np.mean((far < own) + 0.5 * (far == own))",
         "np.mean(far < own)",
         "a prediction that tells nothing apart looks perfect",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "equal_var=False",
         "equal_var=True",
         "Student's t where Welch's is meant",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 1 - (score - floor) / (control - floor)",
         "return (score - floor) / (control - floor)",
         "the gap left instead of the gap closed",
+    ),
+    (
+        "report/metrics.py",
+        "own = np.delete(np.abs(y.mean(0) - x.mean(0)), without).sum()",
+        "own = np.abs(y.mean(0) - x.mean(0)).sum()",
+        "the genes left out count in one of two distances",
+    ),
+    (
+        "report/metrics.py",
+        "return float(np.mean(far > own))",
+        "return float(np.mean(far >= own))",
+        "a prediction that tells nothing apart has the best centroid accuracy",
+    ),
+    (
+        "report/metrics.py",
+        "weights = ((t - t.min()) / np.ptp(t)) ** 2",
+        "weights = (t - t.min()) / np.ptp(t)",
+        "weights that are not squared",
+    ),
+    (
+        "report/metrics.py",
+        "return weights / weights.sum()",
+        "return weights",
+        "weights that do not add up to 1",
+    ),
+    (
+        "report/metrics.py",
+        "variance = weights @ (change - weights @ change) ** 2",
+        "variance = weights @ change**2",
+        "R^2 against no change in place of the mean change",
+    ),
+]
+
+CALIBRATION = [
+    (
+        "report/calibration.py",
+        "alpha = 1 - stats.false_discovery_control(np.nan_to_num(p, nan=1.0))",
+        "alpha = 1 - np.nan_to_num(p, nan=1.0)",
+        "p-values that are not adjusted",
+    ),
+    (
+        "report/calibration.py",
+        "wanted = alpha * of_half[0] + (1 - alpha) * mean",
+        "wanted = (1 - alpha) * of_half[0] + alpha * mean",
+        "measured where nothing differs, the average where genes do",
+    ),
+    (
+        "report/calibration.py",
+        "np.where(alpha > threshold[:, None], measured, average)",
+        "alpha * measured + (1 - alpha) * average",
+        "values are blurred in place of cells mixed",
+    ),
+    (
+        "report/calibration.py",
+        "average = baseline[np.argsort(baseline.sum(1))]",
+        "average = baseline",
+        "shallow cells joined to deep ones",
+    ),
+    (
+        "report/calibration.py",
+        "return (positive - negative) / (perfect - negative)",
+        "return (positive - negative) / perfect",
+        "range as a share of the perfect score",
+    ),
+    (
+        "report/calibration.py",
+        "return 2 * r / (1 + r)",
+        "return r",
+        "the ceiling of half the cells for that of all",
+    ),
+    (
+        "report/calibration.py",
+        "others = distances.sum() - 2 * between - within",
+        "others = distances.sum() - between - within",
+        "distances between the groups counted as within the second",
+    ),
+    (
+        "report/calibration.py",
+        "chosen = np.vstack([first, rng.permuted(",
+        "chosen = np.vstack([rng.permuted(first), rng.permuted(",
+        "the groups themselves are not tested",
     ),
 ]
 
@@ -119,7 +200,7 @@ SCORING = [
         "counts are scored against logs without a word",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else own",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else 0",
         "the table's distances lack the spread of the measured cells",
@@ -168,8 +249,8 @@ SCORING = [
     ),
     (
         "evaluate.py",
-        "if other[1] == key[1] and other != key]",
-        "if other[1] == key[1]]",
+        "in halves.items() if other[1] == key[1] and other != key]",
+        "in halves.items() if other[1] == key[1]]",
         "the true condition competes with itself",
     ),
     (
@@ -247,6 +328,6 @@ SCORING = [
 ]
 
 MUTANTS = {
-    "maths/test_metrics.py": METRICS,
+    "maths/test_metrics.py": METRICS + CALIBRATION,
     "program/test_evaluation.py": SCORING,
 }

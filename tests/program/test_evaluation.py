@@ -359,9 +359,9 @@ def test_text_and_markdown_show_the_same_numbers(two_rows, text):
 
 def test_what_does_not_apply_is_left_blank(two_rows):
     shown = tables.make_tables(summarise(two_rows), two_rows)
-    each = next(lines for title, _, lines in shown if title == "each condition")
+    each = next(table.lines for table in shown if table.title == "each condition")
     assert ["additive", "", "0.250"] in each
-    assert all(len(line) == len(header) for _, header, lines in shown for line in lines)
+    assert all(len(line) == len(table.header) for table in shown for line in table.lines)
 
 
 def test_the_papers_numbers_are_shown_below_its_own_data_only(two_rows):
