@@ -291,6 +291,36 @@ SCORING = [
     ),
     (
         "evaluate.py",
+        "in sums.items() if other[1] == key[1] and other != key]",
+        "in sums.items() if other != key]",
+        "genes weighed against the cells of other types",
+    ),
+    (
+        "evaluate.py",
+        "gap_closed(x.mean(), average.mean(), floor.mean())",
+        "gap_closed(x.mean(), control.mean(), average.mean())",
+        "the perturbed mean at 1 and not at 0",
+    ),
+    (
+        "evaluate.py",
+        'adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])',
+        'adjusted = [row["p_anything"] for row in rows]',
+        "p-values not adjusted over conditions",
+    ),
+    (
+        "evaluate.py",
+        "told = np.mean(positive < negative if farther else positive > negative)",
+        "told = np.mean(positive > negative)",
+        "farther counts as better in what a metric is worth",
+    ),
+    (
+        "report/tables.py",
+        'return entry is not None and entry["told"] >= LEAST_TOLD',
+        "return entry is not None",
+        "a metric that tells nothing is not marked",
+    ),
+    (
+        "evaluate.py",
         "return [place[gene] for gene in genes]",
         "return sorted(place[gene] for gene in genes)",
         "genes compared with other genes",
