@@ -316,12 +316,12 @@ def test_the_positive_control_is_near_the_floor_and_is_no_rival(strong_and_idle)
 
 
 def test_a_range_is_that_of_the_means_over_conditions():
-    rows = [row_of(1.0, 0.4), row_of(0.8, 0.3)]
-    for row, negative, positive in zip(rows, (0.8, 0.6), (0.2, 0.7), strict=True):
+    rows = [row_of(1.0, 0.4), row_of(0.8, 0.3), row_of(0.6, 0.3)]
+    for row, negative, positive in zip(rows, (0.8, 0.6, 0.4), (0.2, 0.7, 0.3), strict=True):
         row["scores"]["perturbed mean"] = {"EMD": {"all": negative}}
         row["scores"][evaluate.DUPLICATE] = {"EMD": {"all": positive}}
     found = evaluate.dynamic_ranges(rows)
-    assert found == {"EMD": {"all": {"range": pytest.approx((0.7 - 0.45) / 0.7), "told": 0.5}}}
+    assert found["EMD"]["all"] == pytest.approx({"range": (0.6 - 0.4) / 0.6, "told": 2 / 3})
     assert evaluate.dynamic_ranges([row_of(1.0, 0.4)]) == {}
 
 
