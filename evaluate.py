@@ -197,9 +197,8 @@ def score_condition(
     (`own_generator`). orders: the random orders of the measured cells; training (c, N):
     cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
     the training perturbations; others: of every split, the means (Q, N) of halves of the other
-    conditions. rest: the moments of all cells of other perturbations; with them, and the perturbed
-    mean among the methods, a positive control is added too. targets: columns of the perturbed
-    genes.
+    conditions. rest: the moments of all cells of other perturbations; with them and a reference a
+    positive control is added too. targets: columns of the perturbed genes.
     """
     methods = {name: cells for name, cells in methods.items() if cells is not None}
     of_controls = moments(controls)
@@ -225,20 +224,16 @@ def score_condition(
             rng = own_generator(seed, name, *condition, split)
             drawn[name] = x[rng.permutation(len(x))[:size]]
         drawn["floor"] = measured[order[half : half + size]]
-        of_means = {}
-        if rest is not None and reference is not None and BASELINE in drawn:
-            rng = own_generator(seed, DUPLICATE, *condition, split)
-            drawn[DUPLICATE], of_means[DUPLICATE] = interpolated_duplicate(
-                drawn["floor"], drawn[BASELINE], rest, reference, rng
-            )
         far = others[split] if len(others) else ()
+        means = (target, sets, of_controls, reference, far, weights, targets)
         scores = {}
         for name, x in drawn.items():
             scores[name] = scores_of_cells(x, target, sets, kernels, own, squared)
-            x = of_means.get(name, x)
-            scores[name] |= scores_of_means(
-                x, target, sets, of_controls, reference, far, weights, targets
-            )
+            scores[name] |= scores_of_means(x, *means)
+        if rest is not None and reference is not None:
+            x = interpolated_duplicate(drawn["floor"], rest, reference)
+            of_cells = {metric: scores["floor"][metric] for metric in OF_CELLS}
+            scores[DUPLICATE] = of_cells | scores_of_means(x, *means)
         splits.append(scores)
     return averaged(splits), ranked
 

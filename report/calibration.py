@@ -9,36 +9,26 @@ from scipy import stats
 PERMUTATIONS = 999
 
 
-def interpolated_duplicate(half, baseline, rest, mean, rng):
-    """A positive control, twice (n, N): measured where genes differ, the average elsewhere.
+def interpolated_duplicate(half, rest, mean):
+    """A positive control for scores of means: measured where genes differ, the average elsewhere.
 
     The mean of each gene is alpha * (mean of the half) + (1 - alpha) * mean, where alpha is
     1 - adjusted p (Benjamini and Hochberg) of Welch's test between the half and the cells of the
-    other perturbations (Miller et al. 2025, the interpolated duplicate). half (n, N): measured
-    cells, not those that are scored against; baseline (n, N): cells of the perturbed mean; rest:
-    mean, standard deviation (N,) and number of the other perturbations' cells; mean (N,): of the
-    training perturbations.
+    other perturbations (Miller et al. 2025). half (n, N): measured cells, not those that are scored
+    against; rest: mean, standard deviation (N,) and number of the other perturbations' cells;
+    mean (N,): of the training perturbations.
 
-    The source interpolates means; cells are ours to make. Each has a threshold, evenly spread over
-    [0, 1], and takes the genes whose alpha is above it from a cell of the half, the others from one
-    of the baseline, paired by rank of total expression, so that depth holds together. So a
-    share alpha of the cells has the half's values, zeros too, and no value is blurred. These cells,
-    the first, are for distances of cells. The second are the same with the expressed values of a
-    gene scaled to have the mean above, for scores of means: a mean of many cells is the strength of
-    this control. (In an unbiased distance, cells whose mean is too good would fall below 0.)
+    Returns the half's cells moved to that mean (n, N), for what looks at means. The source makes no
+    cells. For distances of cells take the half as it is: unbiased distances do not charge it for
+    the noise of its mean. Two other ways were tried: genes that do not differ taken from cells of
+    the perturbed mean are farther from the measured cells than the half is (E 0.18 and 0.05 on
+    A172), and cells with too good a mean fall below 0.
     """
     of_half = half.mean(0), half.std(0, ddof=1), len(half)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = stats.ttest_ind_from_stats(*of_half, *rest, equal_var=False).pvalue
     alpha = 1 - stats.false_discovery_control(np.nan_to_num(p, nan=1.0))
-    threshold = (rng.permutation(len(half)) + 0.5) / len(half)
-    measured = half[np.argsort(half.sum(1))]
-    average = baseline[np.argsort(baseline.sum(1))]
-    cells = np.where(alpha > threshold[:, None], measured, average)
-    wanted = alpha * of_half[0] + (1 - alpha) * mean
-    found = cells.mean(0)
-    scale = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0)
-    return cells, cells * scale
+    return half + (1 - alpha) * (mean - of_half[0])
 
 
 def dynamic_range(negative, positive, perfect):

@@ -65,7 +65,7 @@ TITLES = {
     "raw": "mean ± standard deviation over {n} conditions",
     "gap_closed": "gap closed: 0 as far as the control cells, 1 as close as the floor",
     "gap_closed_from_mean": "gap closed from the perturbed mean: 0 as far as that, 1 as the floor",
-    "active": "gap closed over the {n} conditions that do something",
+    "active": "gap closed over the conditions that do something, {n} of {all}",
     "wins": "conditions in which the model is better, and the p-value of a two-sided sign test",
 }
 COSTS = "; seconds to train and to predict (of the model: of its epochs)"
@@ -92,10 +92,10 @@ CONVENTION = (
     "rank of the true condition, 0.5 is chance; centroid acc.: the same in Euclidean distance; "
     "WMSE, R²w: of means, genes weighted by what\n"
     "sets the perturbation apart from others. Ceiling: what a repeat at full depth would correlate "
-    "at. Interpolated duplicate: the floor's cells\n"
-    "in genes that differ from other perturbations, the perturbed mean in the others. Dynamic "
-    "range: which share of the way from the perturbed\n"
-    "mean to a perfect answer it covers. A metric in (parentheses) puts it above the perturbed "
+    "at. Interpolated duplicate: the floor, with\n"
+    "the mean of the training perturbations in genes that do not differ. Dynamic range: which "
+    "share of the way from the perturbed mean to a\n"
+    "perfect answer the duplicate covers. A metric in (parentheses) puts it above the perturbed "
     f"mean in fewer than {LEAST_TOLD:.0%} of the conditions:\n"
     "it has no range here, and says nothing."
 )
@@ -171,24 +171,20 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
         columns = [column for column in columns if is_scored(summary, *column)]
         if not columns:
             continue
-        table = one_table(kind, columns, shown, ranges)._replace(title=titled(kind, len(rows)))
+        table = one_table(kind, columns, shown, ranges)
+        table = table._replace(title=TITLES[kind].format(n=len(rows)))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
         tables.append(table)
         if kind == "gap_closed" and active:
             n = sum(not row.get("nothing") for row in rows)
-            again = one_table(kind, columns, active, ranges)
-            tables.append(again._replace(title=titled("active", n)))
+            title = TITLES["active"].format(n=n, all=len(rows))
+            tables.append(one_table(kind, columns, active, ranges)._replace(title=title))
     said = said_of_partial(summary, len(rows)) + said_of_nothing(rows)
     tables[0] = tables[0]._replace(title=tables[0].title + said)
     if 1 < len(rows) <= 8:
         tables.append(each_condition(summary, rows))
     return tables
-
-
-def titled(kind, n):
-    """The title of a kind of table over n conditions."""
-    return TITLES[kind].format(n=n)
 
 
 def one_table(kind, columns, shown, ranges):

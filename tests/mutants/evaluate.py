@@ -132,27 +132,21 @@ METRICS = [
 CALIBRATION = [
     (
         "report/calibration.py",
-        "alpha = 1 - stats.false_discovery_control(np.nan_to_num(p, nan=1.0))",
-        "alpha = 1 - np.nan_to_num(p, nan=1.0)",
+        "alpha = 1 - stats.false_discovery_control(",
+        "alpha = 1 - (",
         "p-values that are not adjusted",
     ),
     (
         "report/calibration.py",
-        "wanted = alpha * of_half[0] + (1 - alpha) * mean",
-        "wanted = (1 - alpha) * of_half[0] + alpha * mean",
-        "measured where nothing differs, the average where genes do",
+        "return half + (1 - alpha) * (mean - of_half[0])",
+        "return half + alpha * (mean - of_half[0])",
+        "the average where genes differ, measured where they do not",
     ),
     (
         "report/calibration.py",
-        "np.where(alpha > threshold[:, None], measured, average)",
-        "alpha * measured + (1 - alpha) * average",
-        "values are blurred in place of cells mixed",
-    ),
-    (
-        "report/calibration.py",
-        "average = baseline[np.argsort(baseline.sum(1))]",
-        "average = baseline",
-        "shallow cells joined to deep ones",
+        "np.nan_to_num(p, nan=1.0)",
+        "np.nan_to_num(p, nan=0.0)",
+        "a gene that nobody expresses counts as different",
     ),
     (
         "report/calibration.py",
