@@ -3,6 +3,7 @@
     python evaluate.py runs/x                   the held-out conditions of a run
     python evaluate.py runs/x --training        its training conditions (of sample.py --training)
     python evaluate.py runs/x --rivals all      beside rivals that are trained for it
+    python evaluate.py runs/x --cheats          which metric do cheats fool?
     python evaluate.py runs/x runs/y runs/z     the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad            any model's cells
 
@@ -26,10 +27,12 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 import screens
 from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
+from report.cheats import SAID, make_cheat_tables
 from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
     activation_pcc,
     centroid_accuracy,
@@ -57,10 +60,11 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from rivals import RIVALS, TRAINED, option_of
+from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
 from sample import read_checkpoint, restore_model
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, mean_of
 
 SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
@@ -77,7 +81,7 @@ CORRELATIONS = (  # higher is better, a perfect answer is at 1
     "R2w delta",
 )
 METRICS = (*DISTANCES, *CORRELATIONS)
-OF_CELLS = ("E-distance", "EMD", "MMD2", "activation PCC")  # the others see means
+OF_CELLS = ("E-distance", "EMD", "MMD2", "activation PCC", "DE overlap")  # others see means
 RELIABILITIES = ("activation PCC", "Pearson delta", "Pearson delta from mean")  # have a ceiling
 GENE_SETS = ("all", "DE20", "DE40", "switched")
 BASELINE, DUPLICATE = "perturbed mean", "interpolated duplicate"  # negative, positive control
@@ -108,11 +112,11 @@ def kernels_of(sets, training):
     return kernels
 
 
-def scores_of_cells(x, y, sets, kernels, own, squared=False):
+def scores_of_cells(x, y, sets, kernels, own, controls, squared=False):
     """{metric: {gene set: score}} of cells x (n, N) against y (n, N), by what sees cells.
 
     sets, kernels: of `gene_sets` and `kernels_of`; own: {gene set: the kernels' means within y},
-    which are the same for every x.
+    which are the same for every x; controls: their moments.
     """
     scores = {metric: {} for metric in OF_CELLS}
     for genes, columns in sets.items():
@@ -124,6 +128,10 @@ def scores_of_cells(x, y, sets, kernels, own, squared=False):
         scores["EMD"][genes] = emd(a, b)
         scores["MMD2"][genes] = -similarity
         scores["activation PCC"][genes] = activation_pcc(a, b)
+    of_x = moments(x)
+    of_y = moments(y)
+    for k in (20, 40):
+        scores["DE overlap"][f"DE{k}"] = de_overlap(of_x, of_y, controls, k)
     return scores
 
 
@@ -141,10 +149,6 @@ def scores_of_means(x, y, sets, controls, reference, others, weights, targets):
         scores["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
         if reference is not None:
             scores["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
-    of_x = moments(x)
-    of_y = moments(y)
-    for k in (20, 40):
-        scores["DE overlap"][f"DE{k}"] = de_overlap(of_x, of_y, controls, k)
     scores["discrimination"]["all"] = discrimination(x, y, others)
     scores["discrimination without target"]["all"] = discrimination(x, y, others, targets)
     scores["centroid accuracy"]["all"] = centroid_accuracy(x, y, others)
@@ -228,7 +232,7 @@ def score_condition(
         means = (target, sets, of_controls, reference, far, weights, targets)
         scores = {}
         for name, x in drawn.items():
-            scores[name] = scores_of_cells(x, target, sets, kernels, own, squared)
+            scores[name] = scores_of_cells(x, target, sets, kernels, own, of_controls, squared)
             scores[name] |= scores_of_means(x, *means)
         if rest is not None and reference is not None:
             x = interpolated_duplicate(drawn["floor"], rest, reference)
@@ -259,6 +263,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
     orders = random_orders(screen, {cell_type for _, cell_type in scored}, seed)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
     sums = {key: sums_of(screen, key) for key in orders}
+    known = hashes_of_training(screen)
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
@@ -290,10 +295,14 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             "cells": len(measured),
             "scores": scores,
             "top_genes": [str(gene) for gene in screen.genes[ranked[:20]]],
+            "copied": {
+                name: share_copied(x, known) for name, x in methods.items() if x is not None
+            },
             "p_anything": p_of_any_change(measured, controls, own_generator(seed, "test", *key)),
         }
         rows.append(row)
     say_what_is_not_scored(screen, predicted, scored)
+    say_what_is_copied(rows)
     mark_what_does_nothing(rows)
     return rows
 
@@ -372,6 +381,33 @@ def target_columns(screen, perturbation):
     return np.flatnonzero(np.isin(screen.genes, names))
 
 
+def hashes(cells):
+    """The hash of every cell (n, N) that expresses anything."""
+    return [hash(cell.tobytes()) for cell in cells if cell.any()]
+
+
+def hashes_of_training(screen, at_once=4096):
+    """The hashes of all cells of training perturbations, without the controls."""
+    groups = screen.training_groups().items()
+    rows = np.concatenate([rows for key, rows in groups if key[0] != CONTROL] or [[]]).astype(int)
+    known = set()
+    for start in range(0, len(rows), at_once):
+        known.update(hashes(screen.dense(rows[start : start + at_once])))
+    return known
+
+
+def share_copied(cells, known):
+    """Which share of some cells (n, N) is known, to the digit; known: of `hashes_of_training`."""
+    return sum(cell in known for cell in hashes(cells)) / len(cells)
+
+
+def say_what_is_copied(rows):
+    """Warn of a model that hands in cells of training perturbations."""
+    share = np.mean([row["copied"]["model"] for row in rows])
+    if share > 0:
+        print(f"warning: {share:.0%} of the predicted cells are training cells, to the digit")
+
+
 def p_of_any_change(measured, controls, rng):
     """The p-value that measured cells (n, N) are no farther from the controls than chance has it.
 
@@ -406,13 +442,13 @@ def say_what_is_not_scored(screen, predicted, scored):
 # ---- Summary -------------------------------------------------------------------------------------
 
 
-def summarise(rows):
+def summarise(rows, more=()):
     """{method: {metric: {gene set: entry}}} over conditions; rows: of `score`.
 
-    For an entry see `summary_entry`.
+    For an entry see `summary_entry`. more: names of further methods.
     """
     summary = {}
-    for name in [*RIVALS, *TRAINED, "model", *REFERENCES]:
+    for name in [*RIVALS, *TRAINED, "model", *REFERENCES, *more]:
         scores = [row["scores"] for row in rows if name in row["scores"]]
         for metric in METRICS:
             for genes in GENE_SETS:
@@ -825,6 +861,104 @@ def mean_costs(several):
     }
 
 
+# ---- Cheats --------------------------------------------------------------------------------------
+
+OF_CHEATS = (  # the metrics that the cheats are scored by
+    ("E-distance", "all"),
+    ("EMD", "all"),
+    ("MMD2", "all"),
+    ("activation PCC", "all"),
+    ("Pearson delta", "all"),
+    ("Pearson delta from mean", "all"),
+    ("DE overlap", "DE20"),
+    ("discrimination", "all"),
+    ("centroid accuracy", "all"),
+    ("WMSE", "all"),
+    ("R2w delta", "all"),
+    ("copied", "all"),
+)
+
+
+def score_cheats(run, out=None, seed=0):
+    """Score cheats beside a run's model, print what each fools, and write cheats.md and .csv."""
+    predicted = f"{run}/predicted.h5ad"
+    out = out or run
+    screen = screen_of_run(predicted)
+    cells = read_predicted(predicted, screen)
+    check_held_out(screen, cells, predicted)
+    screens.check_folder(f"{out}/cheats.md")
+    handed_in, fooled = cheating_cells(screen, cells, seed)
+    table = standings(score(screen, cells, seed, trained=handed_in))
+    exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
+    said = [SAID, *(f"{name}: {cheat.said}" for name, cheat in CHEATS.items()), fooled]
+    shown = make_cheat_tables(table, exposed)
+    os.makedirs(out, exist_ok=True)
+    screens.save(f"{out}/cheats.csv", table.to_csv(index=False).encode())
+    screens.save(f"{out}/cheats.md", as_markdown(shown, said="  \n".join(said)).encode())
+    print(as_text(shown, said="\n".join(said)))
+    print(f"these tables: {out}/cheats.md    every standing: {out}/cheats.csv")
+    return table
+
+
+def cheating_cells(screen, predicted, seed=0):
+    """{cheat: {condition: cells}} made from a model's, and what doctored controls would gain.
+
+    The latter as a sentence: r of the mean changes from a prediction's own controls, which nothing
+    here looks at.
+    """
+    average = RIVALS[BASELINE](screen)
+    handed_in = {name: {} for name in CHEATS}
+    correlations = []
+    for key in tqdm(sorted(predicted), desc="cheating", unit="condition", leave=False):
+        if not can_be_scored(screen, predicted, key):
+            continue
+        x0 = screen.dense(starting_rows(screen, key, seed))
+        mean = average(*key, x0)
+        for name, cheat in CHEATS.items():
+            rng = own_generator(seed, name, *key)
+            given = Given(
+                predicted[key].toarray(), x0, x0 if mean is None else mean, screen, key, rng
+            )
+            handed_in[name][key] = csr_matrix(cheat.make(given))
+        change = mean_of(screen, screen.groups[key]) - mean_of(screen, screen.controls(key[1]))
+        correlations.append(correlation(x0.mean(0) - doctored_controls(given).mean(0), change))
+    return handed_in, (
+        "Doctored controls are not read: the measured ones are the reference. From its own it "
+        f"would have an r of Δ of {np.nanmean(correlations):.2f}."
+    )
+
+
+def standings(rows):
+    """How every method stands in every metric of OF_CHEATS: a table.
+
+    Columns: method, metric, genes, score (its mean over conditions), gap_closed (0 the controls, 1
+    the floor), rank (among the honest methods: 1 + how many of them do not score worse; the last,
+    where it has no score), of (how many they are, and it), best_honest, worst_honest, and cheat:
+    whether it is one.
+    """
+    for row in rows:
+        for name, share in row["copied"].items():
+            row["scores"][name]["copied"] = {"all": share}
+    scores = [row["scores"] for row in rows]
+    honest = [name for name in (*RIVALS, "model") if name != "control"]
+    honest = [name for name in honest if all(name in of_condition for of_condition in scores)]
+    lines = []
+    for metric, genes in OF_CHEATS:
+        lower = metric in (*DISTANCES, "copied")
+        names = ["control", *honest, *CHEATS, "floor"]
+        values = pd.DataFrame(values_of(scores, metric, genes, names), columns=names)
+        mean = values.mean()  # of the conditions in which there is a score
+        for name in names:
+            others = mean[[other for other in honest if other != name]]
+            beaten = (others > mean[name] if lower else others < mean[name]).sum()
+            gap = (mean[name] - mean["control"]) / (mean["floor"] - mean["control"])
+            ends = [others.min(), others.max()] if lower else [others.max(), others.min()]
+            rank = [1 + len(others) - beaten, 1 + len(others)]
+            lines.append([name, metric, genes, mean[name], gap, *rank, *ends, name in CHEATS])
+    columns = ["method", "metric", "genes", "score", "gap_closed", "rank", "of"]
+    return pd.DataFrame(lines, columns=[*columns, "best_honest", "worst_honest", "cheat"])
+
+
 # ---- Command line --------------------------------------------------------------------------------
 
 COLUMNS = {name: text for name, text in screens.COLUMNS.items() if name != "split_column"}
@@ -839,6 +973,9 @@ def read_arguments():
     names = ", ".join(map(option_of, TRAINED))
     group.add_argument(
         "--rivals", nargs="+", metavar="NAME", default=[], help=f"rivals to train: all, or {names}"
+    )
+    group.add_argument(
+        "--cheats", action="store_true", help="score cheats beside its model: what fools a metric?"
     )
     group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
@@ -876,6 +1013,8 @@ def check_arguments(args):
             "--rivals are trained for the held-out conditions of a run: give one run, and not "
             "--training"
         )
+    if args.cheats and (len(args.run) != 1 or args.training or args.rivals or args.squared):
+        raise InputError("--cheats takes one run, and of the other options --seed and --out")
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
 
@@ -893,6 +1032,9 @@ def main():
     """Score what the command line names."""
     args = read_arguments()
     screens.check_device(args.device)
+    if args.cheats:
+        score_cheats(args.run[0], args.out, args.seed)
+        return
     if len(args.run) > 1:
         pool_runs(args.run, "_training" if args.training else "", args.out)
         return

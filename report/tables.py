@@ -306,9 +306,9 @@ def convention(squared):
     return CONVENTION.replace("root of the unbiased energy", "unbiased energy")
 
 
-def as_text(tables, squared=False):
-    """The tables for a terminal."""
-    out = [convention(squared), ""]
+def as_text(tables, squared=False, said=None):
+    """The tables for a terminal, below how they were made; said: in other words than ours."""
+    out = [said or convention(squared), ""]
     for table in tables:
         lines = [*([table.ranges] if table.ranges else []), in_parentheses(table), *table.lines]
         widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
@@ -321,9 +321,9 @@ def as_text(tables, squared=False):
     return "\n".join(out)
 
 
-def as_markdown(tables, squared=False):
-    """The tables as Markdown. It has one line of header, so the ranges stand right below."""
-    out = [convention(squared), ""]
+def as_markdown(tables, squared=False, said=None):
+    """As `as_text`, in Markdown. It has one line of header: the ranges stand right below it."""
+    out = [said or convention(squared), ""]
     for table in tables:
         header = in_parentheses(table)
         ranges = [table.ranges] if table.ranges else []
