@@ -882,21 +882,21 @@ OF_CHEATS = (  # the metrics that the cheats are scored by
 def score_cheats(run, out=None, seed=0):
     """Score cheats beside a run's model, print what each fools, and write cheats.md and .csv."""
     predicted = f"{run}/predicted.h5ad"
-    out = out or run
+    folder = out or run
     screen = screen_of_run(predicted)
     cells = read_predicted(predicted, screen)
     check_held_out(screen, cells, predicted)
-    screens.check_folder(f"{out}/cheats.md")
+    screens.check_folder(f"{folder}/cheats.md")
     handed_in, fooled = cheating_cells(screen, cells, seed)
     table = standings(score(screen, cells, seed, trained=handed_in))
     exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
     said = [SAID, *(f"{name}: {cheat.said}" for name, cheat in CHEATS.items()), fooled]
     shown = make_cheat_tables(table, exposed)
-    os.makedirs(out, exist_ok=True)
-    screens.save(f"{out}/cheats.csv", table.to_csv(index=False).encode())
-    screens.save(f"{out}/cheats.md", as_markdown(shown, said="  \n".join(said)).encode())
+    os.makedirs(folder, exist_ok=True)
+    screens.save(f"{folder}/cheats.csv", table.to_csv(index=False).encode())
+    screens.save(f"{folder}/cheats.md", as_markdown(shown, said="  \n".join(said)).encode())
     print(as_text(shown, said="\n".join(said)))
-    print(f"these tables: {out}/cheats.md    every standing: {out}/cheats.csv")
+    print(f"these tables: {folder}/cheats.md    every standing: {folder}/cheats.csv")
     return table
 
 

@@ -351,7 +351,59 @@ SCORING = [
     ),
 ]
 
+CHEATING = [
+    (
+        "evaluate.py",
+        "beaten = (others > mean[name] if lower else others < mean[name]).sum()",
+        "beaten = (others < mean[name]).sum()",
+        "of distances the largest ranks first",
+    ),
+    (
+        "evaluate.py",
+        "beaten = (others > mean[name] if lower else others < mean[name]).sum()",
+        "beaten = (others >= mean[name] if lower else others <= mean[name]).sum()",
+        "a cheat that is as good as all others fools a metric",
+    ),
+    (
+        "evaluate.py",
+        "for start in range(0, len(rows), at_once):",
+        "for start in range(at_once, len(rows), at_once):",
+        "the first cells of the training set may be copied",
+    ),
+    (
+        "evaluate.py",
+        "correlation(x0.mean(0) - doctored_controls(given).mean(0), change)",
+        "correlation(x0.mean(0), change)",
+        "what doctored controls gain is not what they gain",
+    ),
+    (
+        "rivals/cheats.py",
+        "level + factor**0.5 * (x - level)",
+        "level + factor * (x - level)",
+        "variance times sixteen",
+    ),
+    (
+        "rivals/cheats.py",
+        "(factor - 1) * (given.x.mean(0) - given.x0.mean(0))",
+        "factor * (given.x.mean(0) - given.x0.mean(0))",
+        "four times the shift",
+    ),
+    (
+        "rivals/cheats.py",
+        "given.rng.normal(size=x.shape) * x.std(0)",
+        "given.rng.normal(size=(len(x), 1)) * x.std(0)",
+        "one noise for all genes",
+    ),
+    (
+        "report/cheats.py",
+        'return standing["cheat"] and standing["rank"] == 1',
+        'return standing["rank"] == 1',
+        "an honest method that is the best is starred",
+    ),
+]
+
 MUTANTS = {
     "maths/test_metrics.py": METRICS + CALIBRATION,
     "program/test_evaluation.py": SCORING,
+    "program/test_cheats.py": CHEATING,
 }

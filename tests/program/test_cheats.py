@@ -1,5 +1,8 @@
 """Cheats: each is below all honest methods in the metric that its table names."""
 
+import json
+import sys
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -78,6 +81,7 @@ def test_the_table_says_what_each_fools_and_where_it_is_exposed(standing):
     stars = {line[0]: sum(cell.endswith("*") for cell in line) for line in gaps.lines}
     fooled = {line[0]: line[-1] for line in exposures.lines}
     assert list(fooled) == list(CHEATS)
+    assert "copied" not in "".join(fooled.values())  # all but two are as good as honest methods
     for name, said in fooled.items():
         assert stars[name] == (0 if said == "none" else 1 + said.count(", "))
     assert stars["control"] == stars["floor"] == stars["model"] == 0
@@ -90,6 +94,34 @@ def test_cells_of_the_training_set_are_found_to_the_digit(screen, predicted, han
     assert evaluate.share_copied(mixed, known) == 3 / 5
     evaluate.say_what_is_copied([{"copied": {"model": 0.6}}])
     assert "60% of the predicted cells are training cells" in capsys.readouterr().out
+
+
+def test_the_command_writes_the_table_beside_a_run(
+    screen, predicted, tmp_path, monkeypatch, capsys
+):
+    """Of two conditions, in a folder that holds what a run's does."""
+    keys = list(predicted)[:2]
+    labels = [key for key in keys for _ in range(predicted[key].shape[0])]
+    obs = pd.DataFrame(labels, columns=["perturbation", "cell_type"])
+    obs.index = obs.index.astype(str)
+    X = sparse.vstack([predicted[key] for key in keys], format="csr")
+    reading = {"path": screen.source, "fraction": 0.3, "seed": 0}
+    theirs = anndata.AnnData(X, obs, pd.DataFrame(index=screen.var_names))
+    theirs.uns["departures"] = {"reading": json.dumps(reading)}
+    theirs.write_h5ad(tmp_path / "predicted.h5ad")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--cheats"])
+    evaluate.main()
+    table = pd.read_csv(tmp_path / "cheats.csv")
+    assert set(CHEATS) < set(table["method"])
+    assert "| counts as logs | E |" in (tmp_path / "cheats.md").read_text()
+    assert "counts as logs: the model's cells with the logarithm undone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [["run2"], ["--training"], ["--squared"], ["--rivals", "all"]])
+def test_what_does_not_go_with_cheats_is_refused(monkeypatch, more):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run", *more, "--cheats", "--out", "x"])
+    with pytest.raises(screens.InputError, match="--cheats takes one run"):
+        evaluate.main()
 
 
 def given(x, x0):
