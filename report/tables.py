@@ -169,7 +169,7 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
     tables = []
     for kind, columns in TABLES:
         columns = [column for column in columns if is_scored(summary, *column)]
-        if not columns:
+        if tables and not columns:
             continue
         table = one_table(kind, columns, shown, ranges)
         table = table._replace(title=TITLES[kind].format(n=len(rows)))
