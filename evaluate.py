@@ -932,9 +932,10 @@ def standings(rows):
     """How every method stands in every metric of OF_CHEATS: a table.
 
     Columns: method, metric, genes, score (its mean over conditions), gap_closed (0 the controls, 1
-    the floor), rank (among the honest methods: 1 + how many of them do not score worse; the last,
-    where it has no score), of (how many they are, and it), best_honest, worst_honest, and cheat:
-    whether it is one.
+    the floor), rank (among the honest methods, the rivals and the model: 1 + how many of them do
+    not score worse; the last, where it has no score), of (how many they are, and it), best_honest,
+    worst_honest; and of cheats fools: "rivals" if all of these score worse, "all" if the model does
+    too.
     """
     for row in rows:
         for name, share in row["copied"].items():
@@ -950,13 +951,16 @@ def standings(rows):
         mean = values.mean()  # of the conditions in which there is a score
         for name in names:
             others = mean[[other for other in honest if other != name]]
-            beaten = (others > mean[name] if lower else others < mean[name]).sum()
+            beaten = others > mean[name] if lower else others < mean[name]
             gap = (mean[name] - mean["control"]) / (mean["floor"] - mean["control"])
             ends = [others.min(), others.max()] if lower else [others.max(), others.min()]
-            rank = [1 + len(others) - beaten, 1 + len(others)]
-            lines.append([name, metric, genes, mean[name], gap, *rank, *ends, name in CHEATS])
+            rank = [1 + (~beaten).sum(), 1 + len(others)]
+            fools = ""
+            if name in CHEATS and beaten.drop("model").all():
+                fools = "all" if beaten["model"] else "rivals"
+            lines.append([name, metric, genes, mean[name], gap, *rank, *ends, fools])
     columns = ["method", "metric", "genes", "score", "gap_closed", "rank", "of"]
-    return pd.DataFrame(lines, columns=[*columns, "best_honest", "worst_honest", "cheat"])
+    return pd.DataFrame(lines, columns=[*columns, "best_honest", "worst_honest", "fools"])
 
 
 # ---- Command line --------------------------------------------------------------------------------

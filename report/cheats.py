@@ -8,6 +8,11 @@ SAID = (
     "Each cheat is handed in for every held-out condition and scored as any method is. Honest are "
     "the rivals, without the controls, and the model."
 )
+GAPS = (
+    "gap closed: 0 the control cells, 1 the floor (copied: share of training cells); "
+    "*: fools the metric, above all rivals; **: and above the model"
+)
+STARS = {"": "", "rivals": "*", "all": "**"}
 
 
 def make_cheat_tables(standings, exposed):
@@ -16,48 +21,28 @@ def make_cheat_tables(standings, exposed):
     standings: a row per method, metric and gene set, of `evaluate.standings`; exposed: {cheat:
     (metric, gene set)} that it cannot pass.
     """
-    scores = standings.set_index(["method", "metric", "genes"])
-    columns = list(dict.fromkeys(scores.index.droplevel(0)))
-    header = ["", *(label_of(*column) for column in columns)]
-    lines = []
-    for name in dict.fromkeys(standings["method"]):
-        cells = [written_gap(scores.loc[(name, *column)]) for column in columns]
-        lines.append([name, *cells])
-    title = (
-        "gap closed: 0 the control cells, 1 the floor (*: above all honest methods; copied: share)"
-    )
-    return [Table(title, header, lines), table_of_exposures(scores, columns, exposed)]
-
-
-def table_of_exposures(scores, columns, exposed):
-    """A line a cheat: the metrics that it fools, and its rank in the one that it cannot pass."""
-    lines = []
+    standings = standings.set_index(["method", "metric", "genes"])
+    columns = list(dict.fromkeys(standings.index.droplevel(0)))
+    gaps, exposures = [], []
+    for name in dict.fromkeys(standings.index.droplevel([1, 2])):
+        gaps.append([name, *(written_gap(standings.loc[(name, *column)]) for column in columns)])
     for name, column in exposed.items():
-        fooled = [label_of(*other) for other in columns if fools(scores.loc[(name, *other)])]
-        there = scores.loc[(name, *column)]
-        best_to_worst = f"{there['best_honest']:.3f} … {there['worst_honest']:.3f}"
+        there = standings.loc[(name, *column)]
+        others = f"{there['best_honest']:.3f} … {there['worst_honest']:.3f}"
         rank = f"{there['rank']:.0f} of {there['of']:.0f}"
-        score = f"{there['score']:.3f}"
-        lines.append(
-            [name, label_of(*column), score, best_to_worst, rank, ", ".join(fooled) or "none"]
-        )
+        fooled = [label_of(other) for other in columns if standings.loc[(name, *other), "fools"]]
+        line = [name, label_of(column), f"{there['score']:.3f}", others, rank]
+        exposures.append([*line, ", ".join(fooled) or "none"])
     header = ["", "exposed in", "score", "honest, best … worst", "rank", "fools"]
-    return Table(
-        "where each is exposed, and the metrics in which it is above all honest methods",
-        header,
-        lines,
-    )
+    return [
+        Table(GAPS, ["", *map(label_of, columns)], gaps),
+        Table("where each is exposed, and what it fools", header, exposures),
+    ]
 
 
-def label_of(metric, genes):
-    """The name of a column, with its gene set where that is not plain."""
-    label = SHORT.get(metric, metric)
-    return label if genes == "all" or metric == "DE overlap" else f"{label} {genes}"
-
-
-def fools(standing):
-    """Whether a cheat is above all honest methods."""
-    return standing["cheat"] and standing["rank"] == 1
+def label_of(column):
+    """The name of a column (metric, gene set), all of which stand for one gene set."""
+    return SHORT.get(column[0], column[0])
 
 
 def written_gap(standing):
@@ -65,4 +50,4 @@ def written_gap(standing):
     value = standing["score"] if standing.name[1] == "copied" else standing["gap_closed"]
     if np.isnan(value):
         return "–"
-    return f"{value:.2f}".replace("-0.00", "0.00") + ("*" if fools(standing) else "")
+    return f"{value:.2f}".replace("-0.00", "0.00") + STARS[standing["fools"]]

@@ -354,15 +354,21 @@ SCORING = [
 CHEATING = [
     (
         "evaluate.py",
-        "beaten = (others > mean[name] if lower else others < mean[name]).sum()",
-        "beaten = (others < mean[name]).sum()",
+        "beaten = others > mean[name] if lower else others < mean[name]",
+        "beaten = others < mean[name]",
         "of distances the largest ranks first",
     ),
     (
         "evaluate.py",
-        "beaten = (others > mean[name] if lower else others < mean[name]).sum()",
-        "beaten = (others >= mean[name] if lower else others <= mean[name]).sum()",
+        "beaten = others > mean[name] if lower else others < mean[name]",
+        "beaten = others >= mean[name] if lower else others <= mean[name]",
         "a cheat that is as good as all others fools a metric",
+    ),
+    (
+        "evaluate.py",
+        'if name in CHEATS and beaten.drop("model").all():',
+        "if beaten.all():",
+        "an honest method that is the best is starred",
     ),
     (
         "evaluate.py",
@@ -393,12 +399,6 @@ CHEATING = [
         "given.rng.normal(size=x.shape) * x.std(0)",
         "given.rng.normal(size=(len(x), 1)) * x.std(0)",
         "one noise for all genes",
-    ),
-    (
-        "report/cheats.py",
-        'return standing["cheat"] and standing["rank"] == 1',
-        'return standing["rank"] == 1',
-        "an honest method that is the best is starred",
     ),
 ]
 

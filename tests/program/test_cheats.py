@@ -63,8 +63,9 @@ def test_correlations_and_ranks_alone_would_be_fooled(standing):
     honest = standing.loc["model"]
     tripled = standing.loc["shift × 3"]
     r = ("Pearson delta", "all")
-    assert tripled.loc[r, "score"] > honest.loc[r, "score"] - 0.05
+    assert tripled.loc[r, "score"] > honest.loc[r, "score"] - 0.05 and tripled.loc[r, "fools"]
     assert tripled.loc[("E-distance", "all"), "gap_closed"] < 0
+    assert not standing["fools"].xs("model").any()
 
 
 def test_doctored_controls_move_nothing_that_is_scored(screen, predicted, handed_in, standing):
@@ -78,7 +79,7 @@ def test_the_table_says_what_each_fools_and_where_it_is_exposed(standing):
     """And stars what is above all honest methods."""
     exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
     gaps, exposures = make_cheat_tables(standing.reset_index(), exposed)
-    stars = {line[0]: sum(cell.endswith("*") for cell in line) for line in gaps.lines}
+    stars = {line[0]: sum("*" in cell for cell in line) for line in gaps.lines}
     fooled = {line[0]: line[-1] for line in exposures.lines}
     assert list(fooled) == list(CHEATS)
     assert "copied" not in "".join(fooled.values())  # all but two are as good as honest methods
