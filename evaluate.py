@@ -86,7 +86,7 @@ RELIABILITIES = ("activation PCC", "Pearson delta", "Pearson delta from mean")  
 GENE_SETS = ("all", "DE20", "DE40", "switched")
 BASELINE, DUPLICATE = "perturbed mean", "interpolated duplicate"  # negative, positive control
 REFERENCES = (DUPLICATE, "floor")  # made of measured cells of the condition: no rivals
-TESTED = 300  # cells of either group, at most, in the test whether a perturbation does anything
+TESTED = 1000  # cells of either group, at most, in the test whether a perturbation does anything
 SIGNIFICANT = 0.05  # its adjusted p
 
 
@@ -414,8 +414,10 @@ def p_of_any_change(measured, controls, rng):
     `permutation_p`, by at most TESTED cells of either.
     """
     x = rng.permutation(measured)[:TESTED]
-    both = np.concatenate([x, rng.permutation(controls)[:TESTED]]).astype(np.float64)
-    return permutation_p(np.sqrt(squared_distances(both, both)), len(x), rng)
+    both = np.concatenate([x, rng.permutation(controls)[:TESTED]])
+    distances = np.sqrt(squared_distances(both, both))
+    np.fill_diagonal(distances, 0)
+    return permutation_p(distances, len(x), rng)
 
 
 def mark_what_does_nothing(rows):
@@ -496,11 +498,16 @@ def values_of(scores, metric, genes, names):
 def dynamic_ranges(rows):
     """{metric: {gene set: {"range", "told"}}}: what the metrics are worth on a screen.
 
-    rows: of `score`. range: `dynamic_range` from the perturbed mean to the interpolated duplicate,
-    of their means over the conditions in which both are scored; told: the share of these conditions
-    in which the duplicate scores better. Empty if there are no such conditions.
+    rows: of `score`. range: `dynamic_range` from the perturbed mean to the interpolated duplicate
+    (or the floor, where no other perturbation is measured in the cell type), of their means over
+    the conditions in which both are scored; told: the share of these conditions in which the
+    positive control scores better. Empty if there are no such conditions.
     """
-    scores = [row["scores"] for row in rows if DUPLICATE in row["scores"]]
+    scores = [
+        {DUPLICATE: row["scores"]["floor"], **row["scores"]}
+        for row in rows
+        if BASELINE in row["scores"]
+    ]
     ranges = {}
     for metric in METRICS if scores else ():
         for genes in GENE_SETS:

@@ -38,7 +38,7 @@ def dynamic_range(negative, positive, perfect):
     """
     if negative == perfect:
         return float("nan")
-    return (positive - negative) / (perfect - negative)
+    return float((positive - negative) / (perfect - negative))
 
 
 def full_depth(r):

@@ -150,8 +150,8 @@ CALIBRATION = [
     ),
     (
         "report/calibration.py",
-        "return (positive - negative) / (perfect - negative)",
-        "return (positive - negative) / perfect",
+        "return float((positive - negative) / (perfect - negative))",
+        "return float((positive - negative) / perfect)",
         "range as a share of the perfect score",
     ),
     (

@@ -326,6 +326,13 @@ def test_a_range_is_that_of_the_means_over_conditions():
     assert evaluate.dynamic_ranges([row_of(1.0, 0.4)]) == {}
 
 
+def test_without_other_perturbations_the_floor_is_the_positive_control():
+    row = row_of(1.0, 0.4)
+    row["scores"]["perturbed mean"] = {"E-distance": {"all": 0.5}}
+    found = evaluate.dynamic_ranges([row])["E-distance"]["all"]
+    assert found == pytest.approx({"range": 0.8, "told": 1})
+
+
 def test_the_gap_is_also_closed_from_the_perturbed_mean(rows):
     for row in rows:
         row["scores"]["perturbed mean"] = {"E-distance": {"all": 0.6}}
