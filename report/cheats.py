@@ -10,9 +10,9 @@ SAID = (
 )
 GAPS = (
     "gap closed: 0 the control cells, 1 the floor (copied: share of training cells); "
-    "*: fools the metric, above all rivals; **: and above the model"
+    "+: fools the metric, above all rivals; ++: above the model too"
 )
-STARS = {"": "", "rivals": "*", "all": "**"}
+MARKS = {"": "", "rivals": "+", "all": "++"}
 
 
 def make_cheat_tables(standings, exposed):
@@ -50,4 +50,4 @@ def written_gap(standing):
     value = standing["score"] if standing.name[1] == "copied" else standing["gap_closed"]
     if np.isnan(value):
         return "–"
-    return f"{value:.2f}".replace("-0.00", "0.00") + STARS[standing["fools"]]
+    return f"{value:.2f}".replace("-0.00", "0.00") + MARKS[standing["fools"]]

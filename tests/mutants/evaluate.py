@@ -368,7 +368,7 @@ CHEATING = [
         "evaluate.py",
         'if name in CHEATS and beaten.drop("model").all():',
         "if beaten.all():",
-        "an honest method that is the best is starred",
+        "an honest method that is the best is marked as a cheat",
     ),
     (
         "evaluate.py",

@@ -76,16 +76,16 @@ def test_doctored_controls_move_nothing_that_is_scored(screen, predicted, handed
 
 
 def test_the_table_says_what_each_fools_and_where_it_is_exposed(standing):
-    """And stars what is above all honest methods."""
+    """And marks what is above all rivals."""
     exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
     gaps, exposures = make_cheat_tables(standing.reset_index(), exposed)
-    stars = {line[0]: sum("*" in cell for cell in line) for line in gaps.lines}
+    marks = {line[0]: sum("+" in cell for cell in line) for line in gaps.lines}
     fooled = {line[0]: line[-1] for line in exposures.lines}
     assert list(fooled) == list(CHEATS)
     assert "copied" not in "".join(fooled.values())  # all but two are as good as honest methods
     for name, said in fooled.items():
-        assert stars[name] == (0 if said == "none" else 1 + said.count(", "))
-    assert stars["control"] == stars["floor"] == stars["model"] == 0
+        assert marks[name] == (0 if said == "none" else 1 + said.count(", "))
+    assert marks["control"] == marks["floor"] == marks["model"] == 0
 
 
 def test_cells_of_the_training_set_are_found_to_the_digit(screen, predicted, handed_in, capsys):
