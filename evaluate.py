@@ -476,7 +476,8 @@ def summary_entry(scores, name, metric, genes):
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
     if metric in DISTANCES:
         entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
-        entry["gap_closed_from_mean"] = gap_closed(x.mean(), average.mean(), floor.mean())
+        if not np.isnan(average).any():
+            entry["gap_closed_from_mean"] = gap_closed(x.mean(), average.mean(), floor.mean())
     if name == "floor" and metric in RELIABILITIES:
         ceilings = full_depth(x)
         entry["ceiling"] = float(np.nanmean(ceilings)) if (x > 0).any() else float("nan")
@@ -931,7 +932,7 @@ def cheating_cells(screen, predicted, seed=0):
         correlations.append(correlation(x0.mean(0) - doctored_controls(given).mean(0), change))
     return handed_in, (
         "Doctored controls are not read: the measured ones are the reference. From its own it "
-        f"would have an r of Δ of {np.nanmean(correlations):.2f}."
+        f"would have an r of Δ of {pd.Series(correlations).mean():.2f}."
     )
 
 
@@ -956,16 +957,16 @@ def standings(rows):
         names = ["control", *honest, *CHEATS, "floor"]
         values = pd.DataFrame(values_of(scores, metric, genes, names), columns=names)
         mean = values.mean()  # of the conditions in which there is a score
+        gap = (mean - mean["control"]) / (mean["floor"] - mean["control"])
         for name in names:
             others = mean[[other for other in honest if other != name]]
             beaten = others > mean[name] if lower else others < mean[name]
-            gap = (mean[name] - mean["control"]) / (mean["floor"] - mean["control"])
             ends = [others.min(), others.max()] if lower else [others.max(), others.min()]
             rank = [1 + (~beaten).sum(), 1 + len(others)]
             fools = ""
             if name in CHEATS and beaten.drop("model").all():
                 fools = "all" if beaten["model"] else "rivals"
-            lines.append([name, metric, genes, mean[name], gap, *rank, *ends, fools])
+            lines.append([name, metric, genes, mean[name], gap[name], *rank, *ends, fools])
     columns = ["method", "metric", "genes", "score", "gap_closed", "rank", "of"]
     return pd.DataFrame(lines, columns=[*columns, "best_honest", "worst_honest", "fools"])
 

@@ -169,9 +169,9 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
     tables = []
     for kind, columns in TABLES:
         columns = [column for column in columns if is_scored(summary, *column)]
-        if tables and not columns:
-            continue
         table = one_table(kind, columns, shown, ranges)
+        if tables and not table.lines:
+            continue
         table = table._replace(title=TITLES[kind].format(n=len(rows)))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
