@@ -915,18 +915,18 @@ def cheating_cells(screen, predicted, seed=0):
     here looks at.
     """
     average = RIVALS[BASELINE](screen)
+    shifts = screens.mean_shifts(screen)
     handed_in = {name: {} for name in CHEATS}
     correlations = []
     for key in tqdm(sorted(predicted), desc="cheating", unit="condition", leave=False):
         if not can_be_scored(screen, predicted, key):
             continue
         x0 = screen.dense(starting_rows(screen, key, seed))
+        x = predicted[key].toarray()
         mean = average(*key, x0)
         for name, cheat in CHEATS.items():
             rng = own_generator(seed, name, *key)
-            given = Given(
-                predicted[key].toarray(), x0, x0 if mean is None else mean, screen, key, rng
-            )
+            given = Given(x, x0, x0 if mean is None else mean, shifts, screen, key, rng)
             handed_in[name][key] = csr_matrix(cheat.make(given))
         change = mean_of(screen, screen.groups[key]) - mean_of(screen, screen.controls(key[1]))
         correlations.append(correlation(x0.mean(0) - doctored_controls(given).mean(0), change))

@@ -127,7 +127,7 @@ def test_what_does_not_go_with_cheats_is_refused(monkeypatch, more):
 
 def given(x, x0):
     """What a cheat is given of an honest prediction and controls, without a screen."""
-    return Given(x, x0, x0, None, ("A", "x"), np.random.default_rng(0))
+    return Given(x, x0, x0, {}, None, ("A", "x"), np.random.default_rng(0))
 
 
 def test_variance_and_shift_are_what_the_cheats_are_named_after():
