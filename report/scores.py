@@ -288,7 +288,7 @@ def draw_gap(path, rows, summary):
     gap = {
         name: scores["E-distance"]["all"]["gap_closed"]
         for name, scores in summary.items()
-        if name not in ("control", "floor")
+        if name not in ("control", "interpolated duplicate", "floor")
     }
     order = sorted(gap, key=lambda name: np.nan_to_num(gap[name], nan=-np.inf))
     best = [name for name in order[::-1] if name != "model"][:5]
