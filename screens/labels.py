@@ -5,6 +5,7 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 """
 
 import re
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,13 @@ def is_control(label):
     """Whether a label means control: `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `DMSO` …"""
     plain = re.sub(r"[-_+ ]", "", str(label)).lower()
     return bool(CONTROL_LABELS.fullmatch(plain))
+
+
+def nearest_name(name, names):
+    """The one of some names that a mistyped name is likely to mean, or None."""
+    spelled = {text.lower(): text for text in map(str, names)}
+    nearest = get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.6)
+    return spelled[nearest[0]] if nearest else None
 
 
 # ---- Columns -------------------------------------------------------------------------------------
