@@ -866,7 +866,11 @@ def read_arguments():
     group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
-    group.add_argument("--data", metavar="H5AD", help="measured cells to score them against")
+    group.add_argument(
+        "--data",
+        metavar="H5AD",
+        help="measured cells to score them against, or a public screen's name",
+    )
     group = parser.add_argument_group("how to read --data")
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
@@ -923,7 +927,7 @@ def main():
         args.run[0] if args.run else None,
         training=args.training,
         predicted=args.predicted,
-        path=args.data,
+        path=screens.data_path(args.data) if args.data else None,
         out=args.out,
         seed=args.seed,
         truth=args.write_truth,

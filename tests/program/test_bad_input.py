@@ -531,7 +531,7 @@ SAMPLING = [
     Bad("sample.py run --condition TF001@HeLa", "'HeLa'", "there are typeA, typeB"),
     Bad("sample.py run --condition ctrl", "--condition ctrl", "nothing is to be predicted"),
     Bad("sample.py run_drugs --condition spare", "spare", "has doses; name one, such as spare:1"),
-    Bad("sample.py run_drugs --condition drug9:1", "drug9", "a drug without a known structure"),
+    Bad("sample.py run_drugs --condition drug9:1", "drug9", "nothing is known of its structure"),
     Bad("sample.py run --cells 0", "--cells", "must be from 1 to 1,000,000, not 0"),
     Bad("sample.py run --seed -2", "--seed", "must be from 0 to 2,147,483,647, not -2"),
     Bad("sample.py run --data tiny.h5ad", "--data", "needs --condition"),

@@ -115,7 +115,7 @@ def test_a_target_of_which_nothing_is_known_is_refused(genes, tmp_path, name):
 def test_a_drug_of_which_nothing_is_known_is_refused(drugs):
     """The remedy is a table of structures."""
     screen, model, _ = restored(drugs)
-    message = "'Aspirin': .* a drug without a known structure; .* train with --drug-embedding"
+    message = "'Aspirin': .* nothing is known of its structure; .* train with --drug-embedding"
     with pytest.raises(screens.InputError, match=message):
         sample.check_predictable(model, screen, [("Aspirin:1", "A549")])
 
