@@ -171,6 +171,68 @@ MUTANTS = {
             "two genes of one name",
         ),
     ],
+    "program/test_public.py": [
+        (
+            "screens/public.py",
+            "if file.tell():\n",
+            "if not self.resumes:\n",
+            "what broke off is asked for again from its start",
+        ),
+        (
+            "screens/public.py",
+            "            if not self.resumes:\n                begin_again(file)\n",
+            "",
+            "the halves of two files are put together",
+        ),
+        (
+            "screens/public.py",
+            "if answer.status_code == 200:",
+            "if answer.status_code == 206:",
+            "half a file is thrown away, or the whole put behind it",
+        ),
+        (
+            "screens/public.py",
+            "not in (200, 206, 416)",
+            "not in (200, 202, 206, 416)",
+            "an empty answer is taken for the file",
+        ),
+        (
+            "screens/public.py",
+            '    if not is_h5ad(content):\n        raise ValueError("no h5ad")\n',
+            "",
+            "a page for browsers is taken for the file",
+        ),
+        (
+            "screens/public.py",
+            "            screen.checksum,\n            os",
+            "            None,\n            os",
+            "a wrong checksum is not noticed",
+        ),
+        (
+            "screens/public.py",
+            "fcntl.flock(handle, fcntl.LOCK_EX)",
+            "pass",
+            "two processes download at once",
+        ),
+        (
+            "screens/screen.py",
+            "if name and not os.path.exists(path):",
+            "if name and os.path.exists(path):",
+            "a run does not find its public screen again",
+        ),
+        (
+            "screens/labels.py",
+            'named = column in ("drug", "product_name") or',
+            'named = column in ("drug", "product_name", "label") or',
+            "a cytokine is called a drug",
+        ),
+        (
+            "screens/genes.py",
+            'kept = "kept" if number[gene] <= n',
+            'kept = "kept" if number[gene] < n',
+            "the last gene that is kept is said not to be",
+        ),
+    ],
     "program/test_split_and_genes.py": [
         (
             "screens/genes.py",

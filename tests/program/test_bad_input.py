@@ -413,7 +413,9 @@ READING += [
         "marks no whole condition test or ood; use --test",
     ),
     Bad("-m screens tiny.h5ad --test NOBODY", "tiny.h5ad", "no cells of condition 'NOBODY'; there"),
-    Bad("-m screens", "python -m screens", "required: file"),
+    Bad("-m screens", "give an h5ad", "or --list to see the public screens"),
+    Bad("-m screens adamsn", "adamsn", "no public screen of that name (did you mean adamson?)"),
+    Bad("train.py --data nobody", "nobody", "python -m screens --list names them"),
     Bad("-m screens tiny.h5ad", "MEMORY=none", "not a number of GiB", with_a_memory_of_none),
     Bad(
         "-m screens tiny.h5ad",
@@ -670,6 +672,10 @@ SHOWN_ELSEWHERE = {  # refusals of the code that no command here can meet: where
         ".*: no condition has .* measured",  # test_evaluation.py
     ],
     "screens/files.py": [".*: cannot be written \\("],  # below, and above on toy_data.py
+    "screens/public.py": [  # test_public.py
+        ".*: .*: .*; try again, or fetch it with a browser",
+        "public screens are downloaded with pooch",
+    ],
 }
 
 
