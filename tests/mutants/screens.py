@@ -233,6 +233,44 @@ MUTANTS = {
             "the last gene that is kept is said not to be",
         ),
     ],
+    "program/test_figures.py": [
+        (
+            "report/scores.py",
+            "return name not in partial, np",
+            "return True, np",
+            "a mean over one condition is ranked among means over all",
+        ),
+        (
+            "report/scores.py",
+            'not in ("model", "interpolated duplicate")]',
+            'not in ("model",)]',
+            "half of the answer counts as a rival",
+        ),
+        (
+            "report/scores.py",
+            'metric = "activation PCC" if fractions else "Pearson delta"',
+            'metric = "Pearson delta"',
+            "a figure has a number that its table has not",
+        ),
+        (
+            "report/scores.py",
+            "panel.set_ylim(low, high + 0.16 * (high - low))",
+            "pass",
+            "names hide the uppermost points",
+        ),
+        (
+            "report/scores.py",
+            'keys_of.setdefault(row["key"][1], []).append(row["key"])',
+            'keys_of.setdefault(rows[0]["key"][1], []).append(row["key"])',
+            "one cell type stands for all",
+        ),
+        (
+            "report/paths.py",
+            "if (x[-1] == 0).any():",
+            "if (x[0] == 0).any():",
+            "levels that are cut are not explained",
+        ),
+    ],
     "program/test_split_and_genes.py": [
         (
             "screens/genes.py",

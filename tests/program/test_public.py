@@ -411,10 +411,11 @@ def test_a_gene_that_is_asked_for_is_answered_for(tmp_path):
         adata.X[:, list(adata.var["gene_name"]).index("ACTB")] = 1.5
 
     screen = screens.prepare(rewrite(write("adamson", tmp_path), still), test=["KLF1"], genes=100)
-    lines = screens.describe_genes(screen, ["ACTB", "AMIGO3", "STAT2", "BAK1"], n=4)
+    asked = ["ACTB", "AMIGO3", "STAT2", "AHR", "BAK1", "KLF1"]
+    lines = screens.describe_genes(screen, asked, n=3)
     assert lines[0] == "ACTB: not perturbed, measured, not kept (10 of 10)"
     assert lines[1:3] == [
         "AMIGO3: perturbed, not measured",
         "STAT2: not perturbed, not measured (did you mean STAT1?)",
     ]
-    assert re.fullmatch(r"BAK1: perturbed, measured, kept \([123] of 10\)", lines[3])
+    assert all(": perturbed, measured, kept (" in line for line in lines[3:])
