@@ -26,7 +26,8 @@ from screens import (
 ALL = 2**63  # more genes than any file has
 
 
-def main():
+def parser_of_file():
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m screens", description=__doc__, **ONE_LINE)
     parser.add_argument(
         "file",
@@ -46,7 +47,12 @@ def main():
     )
     for name, text in COLUMNS.items():
         parser.add_argument("--" + name.replace("_", "-"), help=text)
-    args = vars(parser.parse_args())
+    return parser
+
+
+def main():
+    """Say what is understood of the file that the command line names, or list public screens."""
+    args = vars(parser_of_file().parse_args())
     if args.pop("list"):
         print(*list_public(), sep="\n")
         return

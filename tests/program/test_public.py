@@ -18,6 +18,7 @@ import pytest
 
 import sample
 import screens
+import screens.__main__
 import toy_data
 import train
 from examples import rewrite, write, write_labelled
@@ -341,6 +342,11 @@ def test_the_list_names_every_screen_its_address_and_the_cache_folder(server):
     assert server.ranges == []
 
 
+def test_the_commands_help_names_the_variable_of_the_cache_folder():
+    assert "DEPARTURES_DATA" in train.parser_of_settings().format_help()
+    assert "DEPARTURES_DATA" in screens.__main__.parser_of_file().format_help()
+
+
 def test_the_documentation_names_the_same_screens():
     """In its table, with how many genes they measure."""
     page = (ROOT / "docs" / "using.md").read_text()
@@ -403,6 +409,17 @@ def test_genes_of_a_file_are_listed_by_what_is_known_of_them(tmp_path):
         "1 are not: AMIGO3",
     ]
     assert lines[2] == "10 genes are measured, of which --genes 4 keeps 4"
+
+
+def test_a_file_is_named_and_its_genes_are_asked_for_in_one_command(tmp_path, monkeypatch, capsys):
+    """As public screens are listed in one."""
+    path = write("adamson", tmp_path)
+    for arguments in ([path, "--genes", "ACTB"], ["--list"]):
+        monkeypatch.setattr(sys, "argv", ["screens", *arguments])
+        screens.__main__.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ACTB: not perturbed, measured, kept")
+    assert lines[1].startswith("adamson: 86 genes")
 
 
 def test_a_gene_that_is_asked_for_is_answered_for(tmp_path):
