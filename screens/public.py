@@ -331,8 +331,8 @@ def download(screen, path):
     ) as error:  # pooch's, of the checksum; unpack's
         raise refusal(screen, f"not the file that it should be ({error})") from error
     finally:
-        for left in (archive, f"{path}.unpacked"):
-            with suppress(FileNotFoundError):
+        for left in (archive, f"{path}.unpacked", part):
+            if os.path.exists(left) and not (left == part and os.path.getsize(part)):
                 os.remove(left)
 
 
