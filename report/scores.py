@@ -316,14 +316,15 @@ def draw_gap(path, rows, summary):
     shown, each in a colour that it has on both sides.
     """
     energy = {name: scores["E-distance"]["all"] for name, scores in summary.items()}
-    gap = {name: energy[name]["gap_closed"] for name in energy if name not in ("control", "floor")}
+    references = ("control", "interpolated duplicate", "floor")
+    gap = {name: energy[name]["gap_closed"] for name in energy if name not in references}
     partial = {name for name in gap if energy[name]["conditions"] < len(rows)}
 
     def rank(name):
         return name not in partial, np.nan_to_num(gap[name], nan=-np.inf)
 
     order = sorted(gap, key=rank)
-    best = [name for name in order[::-1] if name not in ("model", "interpolated duplicate")][:5]
+    best = [name for name in order[::-1] if name != "model"][:5]
     colour = dict(zip(best, CONDITIONS, strict=False)) | {"model": PREDICTED}
     shown = rows[:40]
     figure, (left, right) = plt.subplots(

@@ -242,8 +242,8 @@ MUTANTS = {
         ),
         (
             "report/scores.py",
-            'not in ("model", "interpolated duplicate")]',
-            'not in ("model",)]',
+            'references = ("control", "interpolated duplicate", "floor")',
+            'references = ("control", "floor")',
             "half of the answer counts as a rival",
         ),
         (
