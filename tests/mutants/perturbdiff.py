@@ -213,8 +213,8 @@ MUTANTS = {
         ),
         (
             "report/scores.py",
-            "best = [name for name in order[::-1] if name != "model"][:5]",
-            "best = [name for name in order if name != "model"][:5]",
+            'best = [name for name in order[::-1] if name != "model"][:5]',
+            'best = [name for name in order if name != "model"][:5]',
             "the five worst rivals are shown",
         ),
     ],
