@@ -21,7 +21,7 @@ from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
 from screens.drugs import fingerprints, structures
 from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
 from screens.genes import choose_genes, describe_genes, seurat_dispersion, take_genes
-from screens.labels import CONTROL, is_control, nearest_name, targets_of
+from screens.labels import CONTROL, did_you_mean, is_control, targets_of
 from screens.limits import SEED, check_limits, flag, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
@@ -74,6 +74,7 @@ __all__ = [
     "data_path",
     "describe",
     "describe_genes",
+    "did_you_mean",
     "directions",
     "downloaded",
     "fingerprints",
@@ -87,7 +88,6 @@ __all__ = [
     "log1p_csr",
     "mean_of",
     "mean_shifts",
-    "nearest_name",
     "open_h5ad",
     "population_statistics",
     "prepare",

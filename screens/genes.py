@@ -10,7 +10,7 @@ import pandas as pd
 
 from screens.command_line import InputError, some
 from screens.files import blocks, stacked
-from screens.labels import nearest_name, targets_of
+from screens.labels import did_you_mean, targets_of
 
 
 def seurat_dispersion(X, rows=None):
@@ -107,9 +107,8 @@ def describe_gene(gene, targets, number, n):
     if gene in number:
         kept = "kept" if number[gene] <= n else "not kept"
         return f"{gene}: {perturbed}, measured, {kept} ({number[gene]:,} of {len(number):,})"
-    near = None if gene in targets else nearest_name(gene, [*number, *targets])
-    hint = f" (did you mean {near}?)" if near else ""
-    return f"{gene}: {perturbed}, not measured{hint}"
+    near = "" if gene in targets else did_you_mean(gene, [*number, *targets])
+    return f"{gene}: {perturbed}, not measured{near}"
 
 
 def take_genes(screen, columns):

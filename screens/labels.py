@@ -4,8 +4,8 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 `Givinostat:0.1`. A *condition* is a perturbation in a cell type, `KLF1+TGFBR2@k562`.
 """
 
+import difflib
 import re
-from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
@@ -54,11 +54,16 @@ def is_control(label):
     return bool(CONTROL_LABELS.fullmatch(plain))
 
 
-def nearest_name(name, names):
-    """The one of some names that a mistyped name is likely to mean, or None."""
-    spelled = {text.lower(): text for text in map(str, names)}
-    nearest = get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.7)
-    return spelled[nearest[0]] if nearest else None
+def did_you_mean(name, names):
+    """`; did you mean KLF1?` after what is said of a name that is not among the names, or nothing.
+
+    Those that are most like it, whatever their case: three at most.
+    """
+    spelled = {str(known).lower(): str(known) for known in names}
+    near = difflib.get_close_matches(str(name).lower(), spelled)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join(spelled[word] for word in near)}?"
 
 
 # ---- Columns -------------------------------------------------------------------------------------

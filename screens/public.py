@@ -18,7 +18,7 @@ import h5py
 from tqdm import tqdm
 
 from screens.command_line import InputError
-from screens.labels import nearest_name
+from screens.labels import did_you_mean
 
 CACHE = "DEPARTURES_DATA"  # the variable that sets the cache folder
 SECONDS = 30  # that a server may take to answer
@@ -219,11 +219,9 @@ def public_name(data):
         return data
     if os.sep in data or "." in data or os.path.exists(data):
         return None  # a path; who reads it says what is wrong
-    near = nearest_name(data, PUBLIC)
-    hint = f" (did you mean {near}?)" if near else ""
     raise InputError(
-        f"{data}: no such file, and no public screen of that name{hint}; "
-        "python -m screens --list names them"
+        f"{data}: no such file, and no public screen of that name; python -m screens --list names "
+        f"them{did_you_mean(data, PUBLIC)}"
     )
 
 

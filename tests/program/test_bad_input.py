@@ -414,7 +414,7 @@ READING += [
     ),
     Bad("-m screens tiny.h5ad --test NOBODY", "tiny.h5ad", "no cells of condition 'NOBODY'; there"),
     Bad("-m screens", "give an h5ad", "or --list to see the public screens"),
-    Bad("-m screens adamsn", "adamsn", "no public screen of that name (did you mean adamson?)"),
+    Bad("-m screens adamsn", "adamsn", "names them; did you mean adamson?"),
     Bad("train.py --data nobody", "nobody", "python -m screens --list names them"),
     Bad("-m screens tiny.h5ad", "MEMORY=none", "not a number of GiB", with_a_memory_of_none),
     Bad(
