@@ -221,6 +221,18 @@ MUTANTS = {
             "a run does not find its public screen again",
         ),
         (
+            "sample.py",
+            "path = screens.data_path(args.data) if args.data else None",
+            "path = args.data",
+            "other control cells cannot be named",
+        ),
+        (
+            "evaluate.py",
+            "path=screens.data_path(args.data) if args.data else None",
+            "path=args.data",
+            "a truth cannot be named",
+        ),
+        (
             "screens/labels.py",
             'named = column in ("drug", "product_name") or',
             'named = column in ("drug", "product_name", "label") or',

@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+import evaluate
 import sample
 import screens
 import screens.__main__
@@ -322,6 +323,27 @@ def test_a_run_finds_its_public_screen_again_by_name_and_path(server, tmp_path, 
     assert (reading["name"], reading["path"]) == ("adamson", str(cached))
     cached.unlink()
     assert screens.prepare(**reading).source == str(cached)
+
+
+@pytest.mark.parametrize(
+    "script, command, worker",
+    [
+        (sample, "sample.py run --data adamson --condition KLF1", "sample_run"),
+        (evaluate, "evaluate.py --predicted p.h5ad --data adamson", "evaluate_run"),
+    ],
+)
+def test_other_scripts_take_a_name_too(server, monkeypatch, script, command, worker):
+    """What they read is the file that was downloaded."""
+    given = []
+
+    def keep(*values, **named):
+        given.extend([*values, *named.values()])
+
+    monkeypatch.setattr(script, worker, keep)
+    monkeypatch.setattr(sys, "argv", command.split())
+    script.main()
+    assert str(server.cache / "adamson.h5ad") in given
+    assert "adamson" not in given
 
 
 # ---- The table -----------------------------------------------------------------------------------
