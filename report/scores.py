@@ -339,12 +339,12 @@ def draw_gap(path, rows, summary):
     drawn = left.barh(order, bars, color=[colour.get(name, CONTROLS) for name in order])
     for name, bar in zip(order, drawn, strict=True):
         bar.set_alpha(0.35 if name in partial else 1)
-    of = {name: f"\n({energy[name]['conditions']} of {len(rows)} conditions)" for name in partial}
+    of = {name: f" ({energy[name]['conditions']} of {len(rows)})" for name in partial}
     left.set_yticks(range(len(order)), [name + of.get(name, "") for name in order])
     for i, value in enumerate(values):
         at = max(bars[i], 0) + 0.02
         left.text(at, i, f"{value:.2f}", va="center", fontsize=9, path_effects=[WHITE_EDGE])
-    title = "all conditions; pale: fewer" if partial else "all conditions"
+    title = "all conditions; pale: only some" if partial else "all conditions"
     left.set_title(title + said_of_cut(values), loc="left")
     left.set_xlim(np.nanmin(bars, initial=0) - 0.05, np.nanmax(bars, initial=1) + 0.2)
     draw_gap_of_conditions(right, shown, ["model", *best], colour, len(rows))

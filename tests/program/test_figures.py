@@ -76,9 +76,9 @@ def test_a_mean_over_fewer_conditions_stands_below_the_others_and_says_so(drawn)
     summary |= {"model": gap(0.8, 4), "linear": gap(0.5, 4), "additive": gap(0.9, 1)}
     scores.draw_gap("", rows, summary)
     bars = bars_of(drawn[0])
-    assert sorted(bars, key=bars.get) == ["additive\n(1 of 4 conditions)", "linear", "model"]
-    assert bars["additive\n(1 of 4 conditions)"][1] < 0.5
-    assert drawn[0].axes[0].get_title("left") == "all conditions; pale: fewer"
+    assert sorted(bars, key=bars.get) == ["additive (1 of 4)", "linear", "model"]
+    assert bars["additive (1 of 4)"][1] < 0.5
+    assert drawn[0].axes[0].get_title("left") == "all conditions; pale: only some"
 
 
 def test_what_is_no_rival_is_not_shown_as_one(drawn):
