@@ -318,13 +318,10 @@ def draw_gap(path, rows, summary):
     energy = {name: scores["E-distance"]["all"] for name, scores in summary.items()}
     references = ("control", "interpolated duplicate", "floor")
     gap = {name: energy[name]["gap_closed"] for name in energy if name not in references}
-    partial = {name for name in gap if energy[name]["conditions"] < len(rows)}
-
-    def rank(name):
-        return name not in partial, np.nan_to_num(gap[name], nan=-np.inf)
-
-    order = sorted(gap, key=rank)
+    order = sorted(gap, key=lambda name: np.nan_to_num(gap[name], nan=-np.inf))
     best = [name for name in order[::-1] if name != "model"][:5]
+    partial = {name for name in gap if energy[name]["conditions"] < len(rows)}
+    order.sort(key=lambda name: name not in partial)
     colour = dict(zip(best, CONDITIONS, strict=False)) | {"model": PREDICTED}
     shown = rows[:40]
     figure, (left, right) = plt.subplots(

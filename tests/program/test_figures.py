@@ -81,6 +81,17 @@ def test_a_mean_over_fewer_conditions_stands_below_the_others_and_says_so(drawn)
     assert drawn[0].axes[0].get_title("left") == "all conditions; pale: only some"
 
 
+def test_a_rival_that_applies_to_one_condition_is_shown_in_it(drawn):
+    """For a pair, adding its genes is the one to beat."""
+    _, rows, _ = scored()
+    rows[0]["scores"]["additive"] = rows[0]["scores"]["floor"]
+    summary = {"control": gap(0.0, 4), "floor": gap(1.0, 4)}
+    summary |= {"model": gap(0.8, 4), "additive": gap(0.9, 1)}
+    summary |= {f"rival {i}": gap(i / 10, 4) for i in range(5)}
+    scores.draw_gap("", rows, summary)
+    assert "additive" in drawn[0].axes[1].get_legend_handles_labels()[1]
+
+
 def test_what_is_no_rival_is_not_shown_as_one(drawn):
     """The interpolated duplicate knows half of the answer."""
     _, rows, _ = scored()
