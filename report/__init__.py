@@ -1,9 +1,11 @@
 """Report: what a person reads and sees of a run.
 
-tables.py    the tables of evaluate.py, as text and Markdown; the paper's own numbers
-scores.py    figures of a scoring: violins, maps of cells, means, gap closed
-paths.py     figure of the sample paths of both bridges
-training.py  figures of the losses and of an ablation
-ablation.py  `train.py --ablate`: variants of the method over seeds
-style.py     colours, and how a figure is written
+metrics.py      the metrics, each a formula
+calibration.py  their positive control, range and ceiling; does a perturbation do anything
+tables.py       the tables of evaluate.py, as text and Markdown; the paper's own numbers
+scores.py       figures of a scoring: violins, maps of cells, means, gap closed
+paths.py        figure of the sample paths of both bridges
+training.py     figures of the losses and of an ablation
+ablation.py     `train.py --ablate`: variants of the method over seeds
+style.py        colours, and how a figure is written
 """

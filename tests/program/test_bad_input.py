@@ -571,6 +571,7 @@ SCORING = [
     Bad("evaluate.py run --squared", "--squared", "give --out"),
     Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
+    Bad("evaluate.py run --cheats --training", "--cheats", "takes one run"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),

@@ -227,8 +227,8 @@ def test_seconds_and_parameters_stand_beside_the_gap_that_is_closed(
     costs = metrics(run)["costs"]
     assert costs["model"]["parameters"] == parameters and costs["Half"]["parameters"] == 1234
     table = capsys.readouterr().out.split("gap closed: 0")[1].split("\n\n")[0].splitlines()
-    assert table[1].split()[-2:] == ["seconds", "parameters"]
-    ends = {line.split("  ")[0]: line.split()[-1] for line in table[2:]}
+    assert table[2].split()[-2:] == ["seconds", "parameters"]
+    ends = {line.split("  ")[0]: line.split()[-1] for line in table[3:]}
     assert (ends["Half"], ends["model"]) == ("1,234", f"{parameters:,}")
     assert "." in ends["LAOT"]  # its last number is a gap
 
