@@ -69,6 +69,7 @@ from screens import CONTROL, InputError, mean_of
 
 SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
+FEW = 2  # conditions, over which a standard deviation would mean nothing
 
 DISTANCES = ("E-distance", "EMD", "MMD2", "WMSE")  # lower is better, a perfect answer is at 0
 CORRELATIONS = (  # higher is better, a perfect answer is at 1
@@ -160,16 +161,19 @@ def scores_of_means(x, y, sets, controls, reference, others, weights, targets):
     return scores
 
 
-def averaged(several):
-    """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold."""
+def averaged(several, by=np.mean):
+    """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold.
+
+    by: what is taken in place of the mean.
+    """
     mean = {}
     for name in several[0]:
         if all(name in scores for scores in several):
-            mean[name] = mean_scores([scores[name] for scores in several])
+            mean[name] = mean_scores([scores[name] for scores in several], by)
     return mean
 
 
-def mean_scores(several):
+def mean_scores(several, by=np.mean):
     """The mean of nests {metric: {gene set: score}}, of the metrics that all of them hold."""
     mean = {}
     for metric, by_set in several[0].items():
@@ -177,7 +181,7 @@ def mean_scores(several):
             mean[metric] = {}
             for genes in by_set:
                 values = [scores[metric][genes] for scores in several]
-                mean[metric][genes] = float(np.mean(values))
+                mean[metric][genes] = float(by(values))
     return mean
 
 
@@ -194,6 +198,7 @@ def score_condition(
     squared=False,
     rest=None,
     targets=(),
+    spread=None,
 ):
     """{method: {metric: {gene set: score}}} of one condition, and the genes ranked by |t|.
 
@@ -203,7 +208,8 @@ def score_condition(
     cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
     the training perturbations; others: of every split, the means (Q, N) of halves of the other
     conditions. rest: the moments of all cells of other perturbations; with them and a reference a
-    positive control is added too. targets: columns of the perturbed genes.
+    positive control is added too. targets: columns of the perturbed genes. spread: a dictionary
+    that receives the standard deviation of each score over the splits, in the same form.
     """
     methods = {name: cells for name, cells in methods.items() if cells is not None}
     of_controls = moments(controls)
@@ -240,6 +246,8 @@ def score_condition(
             of_cells = {metric: scores["floor"][metric] for metric in OF_CELLS}
             scores[DUPLICATE] = of_cells | scores_of_means(x, *means)
         splits.append(scores)
+    if spread is not None:
+        spread.update(averaged(splits, np.std))
     return averaged(splits), ranked
 
 
@@ -277,6 +285,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
         reference = None
         if shifts:
             reference = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))
+        spread = {}
         scores, ranked = score_condition(
             measured,
             controls,
@@ -290,11 +299,13 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             squared=squared,
             rest=moments_of_rest(sums, key),
             targets=target_columns(screen, key[0]),
+            spread=spread,
         )
         row = {
             "condition": "@".join(key),
             "cells": len(measured),
             "scores": scores,
+            "spread": spread,
             "top_genes": [str(gene) for gene in screen.genes[ranked[:20]]],
             "copied": {
                 name: share_copied(x, known) for name, x in methods.items() if x is not None
@@ -457,6 +468,7 @@ def summarise(rows, more=()):
             for genes in GENE_SETS:
                 entry = summary_entry(scores, name, metric, genes)
                 if entry:
+                    entry |= spread_over_halves(rows, name, metric, genes, entry["conditions"])
                     summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
@@ -486,6 +498,16 @@ def summary_entry(scores, name, metric, genes):
         better = x - model if metric in DISTANCES else model - x
         entry["beaten_in"], entry["p"] = sign_test(better)
     return entry
+
+
+def spread_over_halves(rows, name, metric, genes, conditions):
+    """{"sd_halves": a method's standard deviation over the splits, mean over the conditions}.
+
+    Where there are so few conditions that none over conditions means anything; else empty.
+    """
+    values = values_of([row.get("spread", {}) for row in rows], metric, genes, [name])
+    values = values[~np.isnan(values)]
+    return {"sd_halves": float(values.mean())} if conditions <= FEW and len(values) else {}
 
 
 def values_of(scores, metric, genes, names):
@@ -1007,7 +1029,11 @@ def read_arguments():
     group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
-    group.add_argument("--data", metavar="H5AD", help="measured cells to score them against")
+    group.add_argument(
+        "--data",
+        metavar="H5AD",
+        help="measured cells to score them against, or a public screen's name",
+    )
     group = parser.add_argument_group("how to read --data")
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
@@ -1069,7 +1095,7 @@ def main():
         args.run[0] if args.run else None,
         training=args.training,
         predicted=args.predicted,
-        path=args.data,
+        path=screens.data_path(args.data) if args.data else None,
         out=args.out,
         seed=args.seed,
         truth=args.write_truth,

@@ -251,7 +251,7 @@ def check_predictable(model, screen, conditions):
 def why_unknown(model, target):
     """Why a target cannot be predicted, in words."""
     if model.kind == "drug":
-        reason = "it is a drug without a known structure"
+        reason = "nothing is known of its structure"
     elif model.settings.grn == "none":
         reason = "without a network (--grn none) or a --gene-embedding no gene can be held out"
     elif target in model.genes:
@@ -575,7 +575,7 @@ def parse():
     )  # fmt: skip
     what.add_argument("--seed", type=screens.SEED, help="of the samples (the run's)")
     start = parser.add_argument_group("where it starts")
-    start.add_argument("--data", help="an h5ad of other control cells")
+    start.add_argument("--data", help="an h5ad of other control cells, or a public screen's name")
     for name in cell_columns():
         start.add_argument(
             "--" + name.replace("_", "-"), help=f"of --data: {screens.COLUMNS[name]}"
@@ -599,9 +599,10 @@ def main():
     """Read the command line, sample."""
     args = parse()
     screens.check_device(args.device)
+    path = screens.data_path(args.data) if args.data else None
     columns = {name: getattr(args, name) for name in cell_columns()}
     sample_run(
-        args.run, args.device, args.condition, args.cells, args.out, args.data, args.seed,
+        args.run, args.device, args.condition, args.cells, args.out, path, args.seed,
         args.with_controls, args.training, columns=columns,
     )  # fmt: skip
 

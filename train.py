@@ -615,8 +615,10 @@ def parser_of_settings():
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--data", metavar="H5AD", help="h5ad of the screen; without it one is simulated"
-    )
+        "--data", metavar="H5AD",
+        help="h5ad of the screen, or the name of a public one (python -m screens --list), kept in "
+        "the user's cache or in DEPARTURES_DATA; without it one is simulated",
+    )  # fmt: skip
     run.add_argument("--out", metavar="FOLDER", help="folder of the run (runs/NAME)")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
@@ -757,9 +759,12 @@ def new_run(args, device):
     if os.path.exists(f"{out}/model.pt"):
         raise InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
     screens.check_folder(f"{out}/model.pt")
-    path = os.path.abspath(args.data or f"{out}/screen.h5ad")  # the run is used from any folder
+    name = screens.public_name(args.data) if args.data else None
+    path = screens.downloaded(name) if name else args.data or f"{out}/screen.h5ad"
+    path = os.path.abspath(path)  # the run is used from any folder
     reading = {
         "path": path,
+        "name": name,
         "test": args.test,
         "genes": settings.genes,
         "fraction": settings.test_fraction,
@@ -809,7 +814,7 @@ def resume(out, args, device):
     checkpoint = sample.read_checkpoint(out)
     reading = checkpoint["reading"]
     if args.data:
-        reading["path"] = os.path.abspath(args.data)  # the file may have moved
+        reading["path"] = os.path.abspath(screens.data_path(args.data))  # it may have moved
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
     screen = screens.same_screen(screens.prepare(**reading), checkpoint)

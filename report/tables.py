@@ -63,6 +63,7 @@ TABLES = [  # (what is shown, of which scores); the first two are the paper's ta
 ]
 TITLES = {
     "raw": "mean ± standard deviation over {n} conditions",
+    "few": "mean ± standard deviation over the halves (conditions: {n}, too few for one over them)",
     "gap_closed": "gap closed: 0 as far as the control cells, 1 as close as the floor",
     "gap_closed_from_mean": "gap closed from the perturbed mean: 0 as far as that, 1 as the floor",
     "active": "gap closed over the conditions that do something, {n} of {all}",
@@ -172,7 +173,8 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
         table = one_table(kind, columns, shown, ranges)
         if tables and not table.lines:
             continue
-        table = table._replace(title=TITLES[kind].format(n=len(rows)))
+        told = "few" if kind == "raw" and of_halves(summary) else kind
+        table = table._replace(title=TITLES[told].format(n=len(rows)))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
         tables.append(table)
@@ -251,7 +253,14 @@ def said_of_partial(summary, n):
         names = names_of[conditions]
         applies = "it applies" if len(names) == 1 else "each applies"
         said += f"; {', '.join(names)}: the {conditions} that {applies} to"
+        if of_halves({name: summary[name] for name in names}) and not of_halves(summary):
+            said += ", ± over the halves"
     return said
+
+
+def of_halves(summary):
+    """Whether the standard deviations of a summary are over the halves of the measured cells."""
+    return all("sd_halves" in scores["E-distance"]["all"] for scores in summary.values())
 
 
 def said_of_nothing(rows):
@@ -284,7 +293,7 @@ def written(kind, entry):
     if entry is None:
         return ""
     if kind == "raw":
-        return f"{entry['mean']:.3f} ± {entry['sd']:.3f}"
+        return f"{entry['mean']:.3f} ± {entry.get('sd_halves', entry['sd']):.3f}"
     if kind == "wins" and "p" in entry:
         return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}"
     if kind in entry:

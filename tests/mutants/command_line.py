@@ -66,8 +66,8 @@ COMMAND_LINE = [
     ),
     (
         "train.py",
-        'path = os.path.abspath(args.data or f"{out}/screen.h5ad")',
-        'path = args.data or f"{out}/screen.h5ad"',
+        "path = os.path.abspath(path)  # the run",
+        "pass  # the run",
         "a run is lost in another folder",
     ),
     (
@@ -96,7 +96,7 @@ COMMAND_LINE = [
     ),
     (
         "train.py",
-        'reading["path"] = os.path.abspath(args.data)',
+        'reading["path"] = os.path.abspath(screens.data_path(args.data))',
         "pass",
         "--data beside --resume does nothing",
     ),

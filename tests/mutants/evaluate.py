@@ -339,8 +339,8 @@ SCORING = [
     ),
     (
         "report/tables.py",
-        "{entry['mean']:.3f} ± {entry['sd']:.3f}",
-        "{entry['sd']:.3f} ± {entry['mean']:.3f}",
+        "{entry['mean']:.3f} ± {entry.get",
+        "{entry['sd']:.3f} ± {entry.get",
         "mean and deviation exchanged",
     ),
     (
@@ -403,6 +403,32 @@ CHEATING = [
 ]
 
 MUTANTS = {
+    "program/test_few_conditions.py": [
+        (
+            "evaluate.py",
+            "spread.update(averaged(splits, np.std))",
+            "spread.update(averaged(splits))",
+            "a score stands for its own spread",
+        ),
+        (
+            "evaluate.py",
+            "if conditions <= FEW and len(values)",
+            "if len(values)",
+            "the spread over the halves hides that over conditions",
+        ),
+        (
+            "report/tables.py",
+            "entry.get('sd_halves', entry['sd'])",
+            "entry['sd']",
+            "no spread at all, over one condition",
+        ),
+        (
+            "report/tables.py",
+            'told = "few" if kind == "raw" and of_halves(summary) else kind',
+            "told = kind",
+            "it is not said what the spread is of",
+        ),
+    ],
     "maths/test_metrics.py": METRICS + CALIBRATION,
     "program/test_evaluation.py": SCORING,
     "program/test_cheats.py": CHEATING,

@@ -171,6 +171,118 @@ MUTANTS = {
             "two genes of one name",
         ),
     ],
+    "program/test_public.py": [
+        (
+            "screens/public.py",
+            "if file.tell():\n",
+            "if not self.resumes:\n",
+            "what broke off is asked for again from its start",
+        ),
+        (
+            "screens/public.py",
+            "            if not self.resumes:\n                begin_again(file)\n",
+            "",
+            "the halves of two files are put together",
+        ),
+        (
+            "screens/public.py",
+            "if answer.status_code == 200:",
+            "if answer.status_code == 206:",
+            "half a file is thrown away, or the whole put behind it",
+        ),
+        (
+            "screens/public.py",
+            "not in (200, 206, 416)",
+            "not in (200, 202, 206, 416)",
+            "an empty answer is taken for the file",
+        ),
+        (
+            "screens/public.py",
+            '    if not is_h5ad(content):\n        raise ValueError("no h5ad")\n',
+            "",
+            "a page for browsers is taken for the file",
+        ),
+        (
+            "screens/public.py",
+            "            screen.checksum,\n            os",
+            "            None,\n            os",
+            "a wrong checksum is not noticed",
+        ),
+        (
+            "screens/public.py",
+            "fcntl.flock(handle, fcntl.LOCK_EX)",
+            "pass",
+            "two processes download at once",
+        ),
+        (
+            "screens/screen.py",
+            "if name and not os.path.exists(path):",
+            "if name and os.path.exists(path):",
+            "a run does not find its public screen again",
+        ),
+        (
+            "sample.py",
+            "path = screens.data_path(args.data) if args.data else None",
+            "path = args.data",
+            "other control cells cannot be named",
+        ),
+        (
+            "evaluate.py",
+            "path=screens.data_path(args.data) if args.data else None",
+            "path=args.data",
+            "a truth cannot be named",
+        ),
+        (
+            "screens/labels.py",
+            'named = column in ("drug", "product_name") or',
+            'named = column in ("drug", "product_name", "label") or',
+            "a cytokine is called a drug",
+        ),
+        (
+            "screens/genes.py",
+            'kept = "kept" if number[gene] <= n',
+            'kept = "kept" if number[gene] < n',
+            "the last gene that is kept is said not to be",
+        ),
+    ],
+    "program/test_figures.py": [
+        (
+            "report/scores.py",
+            "order.sort(key=lambda name: name not in partial)",
+            "pass",
+            "a mean over one condition is ranked among means over all",
+        ),
+        (
+            "report/scores.py",
+            'references = ("control", "interpolated duplicate", "floor")',
+            'references = ("control", "floor")',
+            "half of the answer counts as a rival",
+        ),
+        (
+            "report/scores.py",
+            'metric = "activation PCC" if fractions else "Pearson delta"',
+            'metric = "Pearson delta"',
+            "a figure has a number that its table has not",
+        ),
+        (
+            "report/scores.py",
+            "panel.set_ylim(low, high + 0.16 * (high - low))",
+            "pass",
+            "names hide the uppermost points",
+        ),
+        (
+            "report/scores.py",
+            'keys_of.setdefault(row["key"][1], []).append(row["key"])',
+            'keys_of.setdefault(rows[0]["key"][1], []).append(row["key"])',
+            "one cell type stands for all",
+        ),
+        (
+            "report/paths.py",
+            "if (x[-1] == 0).any():",
+            "if (x[0] == 0).any():",
+            "levels that are cut are not explained",
+        ),
+    ],
     "program/test_split_and_genes.py": [
         (
             "screens/genes.py",

@@ -413,7 +413,9 @@ READING += [
         "marks no whole condition test or ood; use --test",
     ),
     Bad("-m screens tiny.h5ad --test NOBODY", "tiny.h5ad", "no cells of condition 'NOBODY'; there"),
-    Bad("-m screens", "python -m screens", "required: file"),
+    Bad("-m screens", "give an h5ad", "or --list to see the public screens"),
+    Bad("-m screens adamsn", "adamsn", "names them; did you mean adamson?"),
+    Bad("train.py --data nobody", "nobody", "python -m screens --list names them"),
     Bad("-m screens tiny.h5ad", "MEMORY=none", "not a number of GiB", with_a_memory_of_none),
     Bad(
         "-m screens tiny.h5ad",
@@ -529,7 +531,7 @@ SAMPLING = [
     Bad("sample.py run --condition TF001@HeLa", "'HeLa'", "there are typeA, typeB"),
     Bad("sample.py run --condition ctrl", "--condition ctrl", "nothing is to be predicted"),
     Bad("sample.py run_drugs --condition spare", "spare", "has doses; name one, such as spare:1"),
-    Bad("sample.py run_drugs --condition drug9:1", "drug9", "a drug without a known structure"),
+    Bad("sample.py run_drugs --condition drug9:1", "drug9", "nothing is known of its structure"),
     Bad("sample.py run --cells 0", "--cells", "must be from 1 to 1,000,000, not 0"),
     Bad("sample.py run --seed -2", "--seed", "must be from 0 to 2,147,483,647, not -2"),
     Bad("sample.py run --data tiny.h5ad", "--data", "needs --condition"),
@@ -670,6 +672,10 @@ SHOWN_ELSEWHERE = {  # refusals of the code that no command here can meet: where
         ".*: no condition has .* measured",  # test_evaluation.py
     ],
     "screens/files.py": [".*: cannot be written \\("],  # below, and above on toy_data.py
+    "screens/public.py": [  # test_public.py
+        ".*: .*: .*; try again, or fetch it with a browser",
+        "public screens are downloaded with pooch",
+    ],
 }
 
 

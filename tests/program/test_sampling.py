@@ -147,7 +147,7 @@ def test_names_of_conditions_to_hold_out_and_of_genes_to_ask_for_later_are_told_
 def test_a_drug_of_which_nothing_is_known_is_refused(drugs):
     """The remedy is a table of structures."""
     screen, model, _ = restored(drugs)
-    message = "'Aspirin': .* a drug without a known structure; .* train with --drug-embedding"
+    message = "'Aspirin': .* nothing is known of its structure; .* train with --drug-embedding"
     with pytest.raises(screens.InputError, match=message):
         sample.check_predictable(model, screen, [("Aspirin:1", "A549")])
 

@@ -307,8 +307,11 @@ def test_the_figure_shows_every_rival_and_the_five_best_in_each_condition(tmp_pa
         drawn.append((panel.figure.axes[0], methods))
 
     names = [f"rival {i}" for i in range(17)]
-    gaps = {name: {"E-distance": {"all": {"gap_closed": i / 20}}} for i, name in enumerate(names)}
-    gaps["model"] = {"E-distance": {"all": {"gap_closed": 0.5}}}
+    gaps = {name: i / 20 for i, name in enumerate(names)} | {"model": 0.5}
+    gaps = {
+        name: {"E-distance": {"all": {"gap_closed": gap, "conditions": 0}}}
+        for name, gap in gaps.items()
+    }
     monkeypatch.setattr(scores, "draw_gap_of_conditions", instead)
     scores.draw_gap(str(tmp_path / "gap.png"), [], gaps)
     ((left, methods),) = drawn
