@@ -315,6 +315,36 @@ SCORING = [
     ),
     (
         "evaluate.py",
+        "reference = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))",
+        "reference = controls.mean(0)",
+        "changes from the controls for those from the mean of the perturbations",
+    ),
+    (
+        "evaluate.py",
+        'row["nothing"] = bool(p > SIGNIFICANT)',
+        'row["nothing"] = bool(p <= SIGNIFICANT)',
+        "what does something is said to do nothing",
+    ),
+    (
+        "evaluate.py",
+        '    if screen.kind != "gene":\n        return np.array([], int)\n',
+        "",
+        "a drug that is named as a gene leaves that gene out",
+    ),
+    (
+        "evaluate.py",
+        'of_cells = {metric: scores["floor"][metric] for metric in OF_CELLS}',
+        "of_cells = {metric: scores[BASELINE][metric] for metric in OF_CELLS}",
+        "the positive control of distances is the negative one",
+    ),
+    (
+        "evaluate.py",
+        '{DUPLICATE: row["scores"]["floor"], **row["scores"]}',
+        '{**row["scores"]}',
+        "no range where a perturbation is alone in its type",
+    ),
+    (
+        "evaluate.py",
         "return [place[gene] for gene in genes]",
         "return sorted(place[gene] for gene in genes)",
         "genes compared with other genes",
