@@ -26,7 +26,15 @@ from scipy import sparse
 from tqdm import tqdm
 
 import screens
-from departures import Conditions, ImprovedSettings, Noise, model_class, sample
+from departures import (
+    Conditions,
+    ImprovedSettings,
+    Noise,
+    explain,
+    mean_change,
+    model_class,
+    sample,
+)
 from report import trust
 from report.genes import all_tables, in_words
 from report.paths import draw_paths
@@ -405,11 +413,11 @@ def how_far_to_trust(model, content, asked, cells):
     table = partial(trust.trust_table, asked, cells, training, model.kind, content["left_out"])
     if not model.settings.shifts or not asked:
         return table()
-    *numbers, parts = model.explain(conditions_of(model, asked))
-    numbers.append(model.mean_change(conditions_of(model, training)))
-    *of_asked, changes = [array.double().cpu().numpy() for array in numbers]
+    *numbers, parts = explain(model, conditions_of(model, asked))
+    numbers.append(mean_change(model, conditions_of(model, training)))
+    *explained, changes = [array.double().cpu().numpy() for array in numbers]
     parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
-    return table((*of_asked, parts), changes)
+    return table((*explained, parts), changes)
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls, trusted):

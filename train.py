@@ -42,9 +42,12 @@ from departures import (
     Populations,
     Settings,
     coexpression_network,
+    expect_without,
     model_class,
+    moments,
     pair,
     propagate,
+    some_conditions,
     structural_effects,
 )
 from report import trust
@@ -168,34 +171,31 @@ def leave_out(model, screen):
     if not model.settings.shifts:
         return []
     encoder = model.encoder
-    keys = [tuple(map(str, key)) for key in screen.training_groups()]
-    some = encoder.some_conditions()
-    chosen = some.tolist()
-    asked = [some[rows] for rows in trust.questions([keys[i] for i in chosen], screen.kind)]
+    names = [tuple(map(str, key)) for key in screen.training_groups()]
+    keys = {i: names[i] for i in some_conditions(encoder).tolist()}
+    groups = trust.groups_to_leave_out(keys, screen.kind)
     counted = screens.training_statistics(screen)[:-1]
     cells, on, level = (torch.as_tensor(array).to(encoder.weights) for array in counted)
     start = model.start()[encoder.cell_type].double()
-    before, variance, _ = model.moments(*start.unbind(1))
-    measured, noise, _ = model.moments(torch.logit(on / cells), level / model.level_scale)
-    rows_of_table = []
-    for rows, (shift, unsure) in zip(asked, encoder.leave_out(asked, model), strict=True):
-        expected, _, follows = model.moments(*(start[rows] + shift).unbind(1))
-        moved = (expected - before[rows]).square().sum(1)
-        unsure = (follows**2 * unsure).sum((1, 2))
+    before, variance, _ = moments(model, *start.unbind(1))
+    measured, noise, _ = moments(model, torch.logit(on / cells), level / model.level_scale)
+    numbers = [torch.tensor(group, device=cells.device) for group in groups]
+    rows = []
+    for group, out, said in zip(groups, numbers, expect_without(model, numbers), strict=True):
+        shift, unsure = said
+        expected, _, slopes = moments(model, *(start[out] + shift).unbind(1))
+        change = (expected - before[out]).square().sum(1)
+        unsure = (slopes**2 * unsure).sum((1, 2))
         # The mean of few cells is off by chance, too.
-        missed = (expected - measured[rows]).square().sum(1) - noise[rows].sum(1) / cells[rows, 0]
-        spread = variance[rows].sum(1)
-        numbers = [
-            trust.as_e_distance(d.cpu().numpy(), spread.cpu().numpy())
-            for d in (moved, unsure, missed)
-        ]
-        others = sorted(set(chosen) - set(rows.tolist()))
-        training = [keys[i] for i in others if keys[i][0] != CONTROL]
-        for i, *of_condition in zip(rows.tolist(), *map(np.ndarray.tolist, numbers), strict=True):
-            status, _ = trust.target_status(keys[i], training, screen.kind)
-            seen = any(keys[i][1] == cell_type for _, cell_type in training)
-            rows_of_table.append(["@".join(keys[i]), status, seen, *of_condition])
-    return rows_of_table
+        error = (expected - measured[out]).square().sum(1) - noise[out].sum(1) / cells[out, 0]
+        squared = torch.stack([change, unsure, error]).cpu().numpy()
+        distances = trust.as_e_distance(squared, variance[out].sum(1).cpu().numpy())
+        others = [key for i, key in keys.items() if i not in group and key[0] != CONTROL]
+        for i, of_condition in zip(group, distances.T.tolist(), strict=True):
+            status, _ = trust.target_status(keys[i], others, screen.kind)
+            seen = any(keys[i][1] == cell_type for _, cell_type in others)
+            rows.append(["@".join(keys[i]), status, seen, *of_condition])
+    return rows
 
 
 def add_networks(model, screen, edges):

@@ -82,17 +82,18 @@ def nearest(key, training, kind, distances):
     return best[1:]
 
 
-def questions(keys, kind):
+def groups_to_leave_out(keys, kind):
     """Which training conditions are left out together, and asked for: lists of their numbers.
 
     Each perturbed condition alone; each target, with all conditions that it is part of; each cell
-    type, with all its perturbed conditions. keys: [(perturbation, cell type)], controls among them.
+    type, with all its perturbed conditions. keys: {number: (perturbation, cell type)}, controls
+    among them.
     """
-    perturbed = [i for i, key in enumerate(keys) if key[0] != CONTROL]
+    perturbed = {i: key for i, key in keys.items() if key[0] != CONTROL}
     of_target, of_type = {}, {}
-    for i in perturbed:
-        of_type.setdefault(keys[i][1], []).append(i)
-        for target, _ in targets_of(keys[i][0], kind):
+    for i, (perturbation, cell_type) in perturbed.items():
+        of_type.setdefault(cell_type, []).append(i)
+        for target, _ in targets_of(perturbation, kind):
             of_target.setdefault(target, []).append(i)
     groups = [[i] for i in perturbed]
     groups += [group for group in [*of_target.values(), *of_type.values()] if len(group) > 1]

@@ -10,9 +10,12 @@ import train
 from departures import (
     FLAT,
     ImprovedSettings,
+    expect_without,
     krige,
-    left_out,
+    krige_without,
     mixed_covariance,
+    parts,
+    uncertainty,
 )
 from evaluate import e_distance
 from report import trust
@@ -53,7 +56,7 @@ def test_leaving_out_is_a_refit_without_these_conditions(problem, out):
     across = FLAT**2 * same_type[out][:, rest]
     covariance = across + torch.einsum("nj,jqr->nqr", squared, kernels[:, out][:, :, rest])
     refit = torch.einsum("nqr,nr->nq", covariance, weights)
-    (mean, _), *_ = left_out(*problem, [torch.tensor(out)])
+    (mean, _), *_ = krige_without(*problem, [torch.tensor(out)])
     torch.testing.assert_close(mean, refit, rtol=0, atol=1e-8)
 
 
@@ -66,7 +69,7 @@ def test_its_variance_is_that_of_a_gaussian_given_the_others(problem, out):
     noisy = C + torch.diag_embed(V)
     known = torch.linalg.solve(noisy[:, rest][:, :, rest], C[:, rest][:, :, out])
     expected = C[:, out][:, :, out] - C[:, out][:, :, rest] @ known
-    (_, variance), *_ = left_out(*problem, [torch.tensor(out)])
+    (_, variance), *_ = krige_without(*problem, [torch.tensor(out)])
     torch.testing.assert_close(variance, expected.diagonal(dim1=1, dim2=2), rtol=0, atol=1e-8)
 
 
@@ -89,7 +92,7 @@ def test_a_condition_left_out_is_expected_as_by_an_encoder_that_never_fitted_it(
     screen, model = simulated
     encoder = model.encoder
     q = [key[0] == "control" for key in screen.training_groups()].index(False)
-    [(shift, variance)] = encoder.leave_out([torch.tensor([q])], model)
+    [(shift, variance)] = expect_without(model, [torch.tensor([q])])
     before = encoder.weights.clone(), encoder.variance.clone()
     asked = encoder.training_conditions().take(torch.tensor([q]))
     same_type, kernels = encoder.relations(encoder.training_conditions(), model)
@@ -99,7 +102,7 @@ def test_a_condition_left_out_is_expected_as_by_an_encoder_that_never_fitted_it(
     weights = krige(y.T, encoder.variance.T, same_type, kernels, encoder.squared_amplitudes.T)
     encoder.weights.copy_(weights.T)
     torch.testing.assert_close(encoder.expect(asked, model), shift, rtol=0, atol=1e-5)
-    torch.testing.assert_close(encoder.uncertainty(asked, model), variance, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(uncertainty(model, asked), variance, rtol=1e-5, atol=1e-6)
     for buffer, values in zip((encoder.weights, encoder.variance), before, strict=True):
         buffer.copy_(values)
 
@@ -111,9 +114,9 @@ def test_other_controls_are_known_and_what_is_common_to_their_cells_is_not_told_
     """With controls of their own, the variance is that of the effects alone, given the others'."""
     screen, model = simulated
     asked = conditions_of(model, sorted(screen.held_out))
-    before = model.encoder.uncertainty(asked, model)
+    before = uncertainty(model, asked)
     model.encoder.counted.zero_()
-    after = model.encoder.uncertainty(asked, model)
+    after = uncertainty(model, asked)
     model.encoder.counted.fill_(1)
     _, of_itself = model.encoder.relations(asked, model, asked)
     squared = model.encoder.squared_amplitudes
@@ -128,12 +131,12 @@ def test_the_parts_of_an_expected_shift_add_up_to_it(simulated):
     screen, model = simulated
     keys = sorted(key for key in screen.groups if key[0] != "control")
     conditions = conditions_of(model, keys)
-    parts = model.encoder.parts(conditions, model)
+    made_of = parts(model, conditions)
     whole = model.encoder.expect(conditions, model)
-    torch.testing.assert_close(sum(parts.values()), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sum(made_of.values()), whole, rtol=0, atol=1e-6)
     unseen = torch.tensor([key in screen.held_out for key in keys])
-    assert not parts["memory"][unseen].any() and parts["memory"][~unseen].any()
-    assert not parts["likeness"][unseen].any()
+    assert not made_of["memory"][unseen].any() and made_of["memory"][~unseen].any()
+    assert not made_of["likeness"][unseen].any()
 
 
 def test_conditions_that_do_nothing_have_errors_far_below_what_chance_does(tmp_path):
@@ -249,7 +252,7 @@ def test_the_expected_error_rises_with_novelty_where_the_truth_is_known():
     twins = [torch.tensor([q, q + targets]) for q in range(targets)]
     known = []
     for out, status in [*((o, "seen elsewhere") for o in alone), *((o, "unseen") for o in twins)]:
-        (mean, variance), *_ = left_out(Y, V, same_type, kernels, squared, [out])
+        (mean, variance), *_ = krige_without(Y, V, same_type, kernels, squared, [out])
         for i, q in enumerate(out.tolist()):
             numbers = (
                 mean[:, i].norm(),

@@ -596,7 +596,7 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "some = torch.linspace(0, Y.shape[1] - 1, min(Y.shape[1], most)).round().long()",
+            "some = evenly_spread(Y.shape[1], most)",
             "some = torch.arange(min(Y.shape[1], most))",
             "amplitudes from the first conditions only",
         ),
@@ -650,7 +650,7 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "new_type[:, None, None], self.same_depth(shift, conditions, model), shift",
+            "new_type[:, None, None], shift - mean, shift",
             "new_type[:, None, None], shift, shift",
             "a depth that nobody can know is kept in unseen types",
         ),
@@ -668,8 +668,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "torch.stack([fraction * (1 - fraction), fraction], 1)\n        return shift",
-            "torch.stack([fraction, fraction], 1)\n        return shift",
+            "torch.stack([fraction * (1 - fraction), fraction], 1)\n        mean",
+            "torch.stack([fraction, fraction], 1)\n        mean",
             "log odds are weighed like levels in the depth",
         ),
         (
@@ -728,7 +728,7 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)",
+            "sum((2, 3)) / ((mine >= 0) & (theirs >= 0)).sum((2, 3)).clamp_min(1)",
             "sum((2, 3))",
             "a pair shares four times what a target shares",
         ),

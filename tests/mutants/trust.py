@@ -16,8 +16,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            " + self.variance[some] * self.weights[some]\n",
-            "\n",
+            " + V * encoder.weights[some]  # as",
+            "  # as",
             "what was fitted is taken for what was measured",
         ),
         (
@@ -28,19 +28,19 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "flat = FLAT**2 * counted * with_fitted[:, some]",
-            "flat = FLAT**2 * with_fitted[:, some]",
+            "c = FLAT**2 * counted * of_type +",
+            "c = FLAT**2 * of_type +",
             "controls that were not fitted are as well known as if they had been",
         ),
         (
             "departures.py",
-            '"likeness": said((0, 1, 4), (1 - same_type) * same_target)',
-            '"likeness": said((0, 1, 4), same_target)',
+            '"likeness": said([0, 1, 4], (1 - same_type) * same_target)',
+            '"likeness": said([0, 1, 4], same_target)',
             "memory in the same cell type counts twice",
         ),
         (
             "train.py",
-            " - noise[rows].sum(1) / cells[rows, 0]\n",
+            " - noise[out].sum(1) / cells[out, 0]\n",
             "\n",
             "chance of few cells counts as an error of the prediction",
         ),
