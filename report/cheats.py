@@ -18,31 +18,31 @@ MARKS = {"": "", "rivals": "+", "all": "++"}
 def make_cheat_tables(standings, exposed):
     """Two `Table`s: the gap closed in every metric, and what each cheat fools and where it fails.
 
-    standings: a row per method, metric and gene set, of `evaluate.standings`; exposed: {cheat:
-    (metric, gene set)} that it cannot pass.
+    standings: a row per method and metric, of `evaluate.standings`; exposed: {cheat: metric that it
+    cannot pass}.
     """
-    standings = standings.set_index(["method", "metric", "genes"])
-    columns = list(dict.fromkeys(standings.index.droplevel(0)))
+    standings = standings.set_index(["method", "metric"])
+    methods, metrics = (standings.index.unique(level) for level in standings.index.names)
     gaps, exposures = [], []
-    for name in dict.fromkeys(standings.index.droplevel([1, 2])):
-        gaps.append([name, *(written_gap(standings.loc[(name, *column)]) for column in columns)])
-    for name, column in exposed.items():
-        there = standings.loc[(name, *column)]
+    for name in methods:
+        gaps.append([name, *(written_gap(standings.loc[name, metric]) for metric in metrics)])
+    for name, metric in exposed.items():
+        there = standings.loc[name, metric]
         others = f"{there['best_honest']:.3f} … {there['worst_honest']:.3f}"
         rank = f"{there['rank']:.0f} of {there['of']:.0f}"
-        fooled = [label_of(other) for other in columns if standings.loc[(name, *other), "fools"]]
-        line = [name, label_of(column), f"{there['score']:.3f}", others, rank]
+        fooled = [short(other) for other in metrics if standings.loc[(name, other), "fools"]]
+        line = [name, short(metric), f"{there['score']:.3f}", others, rank]
         exposures.append([*line, ", ".join(fooled) or "none"])
     header = ["", "exposed in", "score", "honest, best … worst", "rank", "fools"]
     return [
-        Table(GAPS, ["", *map(label_of, columns)], gaps),
+        Table(GAPS, ["", *map(short, metrics)], gaps),
         Table("where each is exposed, and what it fools", header, exposures),
     ]
 
 
-def label_of(column):
-    """The name of a column (metric, gene set), all of which stand for one gene set."""
-    return SHORT.get(column[0], column[0])
+def short(metric):
+    """The name of a metric over a column."""
+    return SHORT.get(metric, metric)
 
 
 def written_gap(standing):

@@ -29,15 +29,7 @@ def describe_cells(X, rows=None):
 
     X (n, N) CSR, log1p; rows: some of its rows. The variance is the unbiased one, NaN of one cell.
     """
-    n_genes = X.shape[1]
-    n = 0
-    total, squares, expressing = np.zeros((3, n_genes))
-    for block in screens.blocks(X, rows):
-        n += block.shape[0]
-        values = block.data.astype(np.float64)
-        total += np.bincount(block.indices, values, n_genes)
-        squares += np.bincount(block.indices, values**2, n_genes)
-        expressing += np.bincount(block.indices, values > 0, n_genes)
+    n, (expressing, total, squares) = screens.sums_of_cells(X, rows)
     mean = total / n
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = np.maximum(squares - n * mean**2, 0) / np.float64(n - 1)

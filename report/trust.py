@@ -1,9 +1,8 @@
 """How far to trust a prediction: how novel its condition is, and what error to expect.
 
-Training conditions that were left out (departures.py, `leave_out`) show how far off predictions
-are. The error is expected to be a share of the predicted change; the share depends on what was
-asked (targets seen or not, cell type seen or not) and on the cell type. Distances are E-distances
-of all genes, by their value for two populations that differ in their means (`as_e_distance`).
+Training conditions that were left out (train.py, `leave_out`) show how far off predictions are,
+and so what error to expect of a like condition (`expected_errors`). All distances are E-distances
+of all genes, computed from means as if cells varied alike around them (`as_e_distance`).
 """
 
 import os
@@ -16,15 +15,18 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import lsq_linear
 
 import screens
+from report.metrics import squared_distances
 from report.style import CONTROLS, DASHED, PREDICTED, finish
 from screens import CONTROL, targets_of
 
-RANGE = (0.1, 0.9)  # quantiles of the errors of left-out conditions, relative to the expected one
+RANGE = (0.1, 0.9)  # quantiles of error / expected error over left-out conditions
 FEWEST = 4  # left-out conditions that an expected error needs
 SEEN = ("seen here", "seen elsewhere", "unseen")  # of all targets, from known to new
-# Of a training condition that was left out: name, targets, whether the cell type was seen; size of
-# the predicted change, its standard deviation, the error. The last three as E-distances.
+# The form of a row on a training condition that was left out (`left_out_table` has the names): the
+# condition, its targets (of SEEN), whether its cell type was seen perturbed; and as E-distances the
+# size of the predicted change, its standard deviation and the error.
 LEFT_OUT = (str, str, bool, float, float, float)
+EXPECTED = ["expected", "low", "high", "left_out"]
 NOVELTY = [
     "condition", "perturbation", "cell_type", "cells", "targets", "unseen", "cell_type_seen",
     "nearest", "shared_targets", "dose_ratio", "same_cell_type", "distance",
@@ -64,22 +66,16 @@ def target_status(key, training, kind):
 def nearest(key, training, kind, distances):
     """Which training condition is nearest (its number), the targets in common, the dose ratio.
 
-    With the most targets in common, then the fewest others, then the nearest dose, then of the same
-    cell type, then at the smallest of the distances (training,). Without a common target the ratio
-    is NaN.
+    The least unlike (`screens.unlikeness`), then that at the smallest of the distances (training,).
+    Without a common target the ratio is NaN.
     """
-    wanted = dict(targets_of(key[0], kind))
-    best = None
-    for i, (perturbation, cell_type) in enumerate(training):
-        theirs = dict(targets_of(perturbation, kind))
-        common = sorted(wanted.keys() & theirs.keys())
-        others = len(theirs) - len(common) if common else 0
-        ratios = [max(wanted[t], 1e-12) / max(theirs[t], 1e-12) for t in common]
-        far = sum(abs(np.log(ratio)) for ratio in ratios)
-        rank = (-len(common), others, round(far, 6), cell_type != key[1], distances[i])
-        if best is None or rank < best[0]:
-            best = rank, i, len(common), ratios[0] if ratios else np.nan
-    return best[1:]
+    ranks = [
+        (*screens.unlikeness(key, other, kind), distance)
+        for other, distance in zip(training, distances, strict=True)
+    ]
+    closest = min(range(len(training)), key=ranks.__getitem__)
+    ratios = screens.dose_ratios(key[0], training[closest][0], kind)
+    return closest, len(ratios), next(iter(ratios.values()), np.nan)
 
 
 def groups_to_leave_out(keys, kind):
@@ -114,13 +110,12 @@ def as_e_distance(squared, variance):
     return np.sqrt(2 * (np.sqrt(2 * variance + squared) - np.sqrt(2 * variance)))
 
 
-def lost_in_chance(squared, variances, n, m):
-    """How far apart two means are, in what chance can do: below 1, they can hardly be told apart.
+def in_units_of_chance(squared, variances, n, m):
+    """How far apart two means are, by what chance does: below 1 they can hardly be told apart.
 
     squared: the squared distance of the expected means; variances (N,): of the genes; n, m: cells
-    of either. Between means of so many cells of one population, the squared distance has mean
-    sum(v) (1/n + 1/m) and standard deviation sqrt(2 sum(v^2)) (1/n + 1/m), if genes are
-    independent. Two of these are the unit.
+    of either. The means of two samples of one population have a squared distance of standard
+    deviation sqrt(2 sum(v^2)) (1/n + 1/m), if genes are independent. The unit is twice that.
     """
     chance = np.sqrt(2 * (np.asarray(variances) ** 2).sum()) * (1 / n + 1 / m)
     return squared / max(2 * chance, 1e-12)
@@ -130,14 +125,14 @@ def lost_in_chance(squared, variances, n, m):
 
 
 def expected_errors(asked, left_out):
-    """Expected E-distance, its RANGE and the number of left-out conditions of the same kind.
+    """Expected E-distance, its RANGE and how many left-out conditions are of the same kind: (n, 4).
 
     asked: a table with the columns targets, cell_type_seen, cell_type, size, sd; left_out: rows as
-    LEFT_OUT. Returns (n, 4). A power law: the error is a share of the predicted change, unless the
-    left-out conditions show that it follows the model's own doubt, or the change, otherwise (ridge
-    on both exponents). Then come factors for what is asked, targets and cell type seen or not, and
-    for the cell type, each drawn to 1 as if by four more conditions with the mean error. The range
-    is that of left-out conditions of the same kind, where there are eight.
+    LEFT_OUT. The error is a power law of size and sd, times a factor for each of the other three
+    columns: the errors of the left-out conditions with this value over what the law expects of
+    them. Four more conditions with the mean error are added to both, so that few left-out ones
+    change little. The range is that of the ratio of error and expectation, over left-out conditions
+    of the same `targets` and `cell_type_seen` where there are eight, otherwise over all of them.
     """
     if len(left_out) < FEWEST:
         return np.full((len(asked), 4), np.nan)
@@ -145,26 +140,30 @@ def expected_errors(asked, left_out):
     errors = known["error"].clip(lower=1e-6)
     mean = errors.mean()
     law = power_law(known)
-    said, expected = law(known), law(asked)
-    said, expected = (of * errors.sum() / said.sum() for of in (said, expected))
+    fitted, expected = law(known), law(asked)
+    fitted, expected = (of * errors.sum() / fitted.sum() for of in (fitted, expected))
     for column in ("targets", "cell_type_seen", "cell_type"):
         for value in known[column].unique():
             rows = (known[column] == value).to_numpy()
-            factor = (errors[rows].sum() + 4 * mean) / (said[rows].sum() + 4 * mean)
-            said[rows] *= factor
+            factor = (errors[rows].sum() + 4 * mean) / (fitted[rows].sum() + 4 * mean)
+            fitted[rows] *= factor
             expected[(asked[column] == value).to_numpy()] *= factor
     kind = ["targets", "cell_type_seen"]
-    known["ratio"] = errors / said
+    ratios = errors / fitted
     answers = []
     for value, row in zip(expected, asked[kind].itertuples(index=False), strict=True):
-        same = known["ratio"][(known[kind] == tuple(row)).all(axis=1)]
-        low, high = np.quantile(same if len(same) >= 8 else known["ratio"], RANGE)
+        same = ratios[(known[kind] == tuple(row)).all(axis=1)]
+        low, high = np.quantile(same if len(same) >= 8 else ratios, RANGE)
         answers.append([value, low * value, high * value, len(same)])
     return np.array(answers)
 
 
 def power_law(known, ridge=20.0):
-    """How the error grows with `size` and `sd`, but for a factor: a function of such a table."""
+    """How the error grows with `size` and `sd`, but for a factor: a function of such a table.
+
+    size^a sd^b, by least squares of logarithms. A ridge draws to a = 1 and b = 0, an error that is
+    proportional to the predicted change; neither is below 0.
+    """
     least = {name: max(known[name].median(), 1e-6) / 4 for name in ("size", "sd")}
 
     def logarithms(table):
@@ -175,10 +174,11 @@ def power_law(known, ridge=20.0):
     wanted = np.log(np.hypot(errors, max(errors.mean(), 1e-6) / 4)).to_numpy()
     X = logarithms(known)
     centre = X.mean(0)
-    usual = np.array([1.0, 0.0])  # proportional to the change
-    left = wanted - wanted.mean() - (X - centre) @ usual
+    proportional = np.array([1.0, 0.0])
+    left = wanted - wanted.mean() - (X - centre) @ proportional
     rows = np.vstack([X - centre, np.sqrt(ridge) * np.eye(2)])
-    exponents = lsq_linear(rows, np.append(left, [0, 0]), (-usual - 1e-9, np.inf)).x + usual
+    bounds = (-proportional - 1e-9, np.inf)
+    exponents = lsq_linear(rows, np.append(left, [0, 0]), bounds).x + proportional
     return lambda table: np.exp((logarithms(table) - centre) @ exponents)
 
 
@@ -200,22 +200,23 @@ def is_left_out(value):
 # ---- The table -----------------------------------------------------------------------------------
 
 
-def trust_table(asked, cells, training, kind, left_out, of_asked=None, changes=None):
+def trust_table(asked, cells, training, kind, left_out, explained=None, changes=None):
     """A row per predicted condition: how novel it is and what error to expect (docs/using.md).
 
     asked: [(perturbation, cell type)]; cells: how many of each are predicted; training: the
-    perturbed training conditions; left_out: see LEFT_OUT. of_asked: what `explain` of departures.py
-    says of them, as arrays; changes (T, N): the expected mean changes of the training conditions.
-    Both None for a model without expected shifts.
+    perturbed training conditions, one at least; left_out: rows as LEFT_OUT. explained: what
+    `explain` of departures.py says of those asked, as arrays; changes (T, N): the expected mean
+    changes of the training conditions. Both None for a model without expected shifts.
     """
     apart = np.full((len(asked), len(training)), np.nan)
-    if of_asked:
-        change, variances, uncertainty, lengths = of_asked
+    if explained:
+        change, variances, uncertainty, lengths = explained
         spread = variances.sum(1)
         apart = as_e_distance(squared_distances(change, changes), spread[:, None])
     rows = []
     for i, (key, n) in enumerate(zip(asked, cells, strict=True)):
         status, unseen = target_status(key, training, kind)
+        closest, shared, ratio = nearest(key, training, kind, apart[i])
         row = {
             "condition": "@".join(key),
             "perturbation": key[0],
@@ -224,17 +225,15 @@ def trust_table(asked, cells, training, kind, left_out, of_asked=None, changes=N
             "targets": "in training" if key in training else status,
             "unseen": "+".join(unseen),
             "cell_type_seen": any(key[1] == cell_type for _, cell_type in training),
+            "nearest": "@".join(training[closest]),
+            "shared_targets": shared,
+            "dose_ratio": ratio,
+            "same_cell_type": training[closest][1] == key[1],
+            "distance": apart[i, closest],
         }
-        if training:
-            closest, shared, ratio = nearest(key, training, kind, apart[i])
-            row["nearest"] = "@".join(training[closest])
-            row["shared_targets"] = shared
-            row["dose_ratio"] = ratio
-            row["same_cell_type"] = training[closest][1] == key[1]
-            row["distance"] = apart[i, closest]
         rows.append(row)
     table = pd.DataFrame(rows, columns=NOVELTY)
-    if not of_asked or not len(table):
+    if not explained:
         return table
     total = np.maximum(sum(lengths.values()), 1e-12)
     shares = pd.DataFrame({name: lengths[name] / total for name in PARTS})
@@ -242,25 +241,18 @@ def trust_table(asked, cells, training, kind, left_out, of_asked=None, changes=N
     table[list(PARTS)] = shares
     table["size"] = as_e_distance((change**2).sum(1), spread)
     table["sd"] = as_e_distance(uncertainty, spread)
-    table[["expected", "low", "high", "left_out"]] = expected_errors(table, left_out)
-    known = table["targets"] == "in training"
-    table.loc[known, ["expected", "low", "high", "left_out"]] = np.nan
+    table[EXPECTED] = expected_errors(table, left_out)
+    table.loc[table["targets"] == "in training", EXPECTED] = np.nan
     table["left_out"] = table["left_out"].fillna(0).astype(int)
     table["alike"] = alike(table, change, variances)
     return table
 
 
-def squared_distances(x, y):
-    """Squared Euclidean distances (n, m) of the rows of x (n, N) and y (m, N)."""
-    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.maximum(squared, 0)
-
-
 def alike(table, changes, variances):
     """The other conditions of the table that each can hardly be told from, joined by "; ": (n,).
 
-    Conditions of one cell type, in groups of which all pairs are alike (`lost_in_chance`).
-    changes, variances (n, N): of the genes' means, as expected, and of cells.
+    Conditions of one cell type, in groups of which all pairs are nearer than 1 by
+    `in_units_of_chance`. changes (n, N): expected, of the genes' means; variances (n, N): of cells.
     """
     others = np.full(len(table), "", dtype=object)
     for _, of_type in table.groupby("cell_type"):
@@ -270,7 +262,7 @@ def alike(table, changes, variances):
         n = of_type["cells"].to_numpy()
         squared = squared_distances(changes[rows], changes[rows])
         apart = [
-            lost_in_chance(squared[i, j], variances[rows[i]], n[i], n[j])
+            in_units_of_chance(squared[i, j], variances[rows[i]], n[i], n[j])
             for i in range(len(rows))
             for j in range(i + 1, len(rows))
         ]
@@ -311,9 +303,8 @@ def say(row):
     """How far to trust the prediction of a row of the table, in a sentence."""
     text = f"{row['condition']}: {novelty(row)}"
     if "rests_on" in row:
-        part = max(PARTS, key=lambda name: row[name])
-        text += f"; rests on {row['rests_on']} ({row[part]:.0%})"
-        if row["shared_targets"] or row["distance"] > 0:
+        text += f"; rests on {row['rests_on']} ({row[list(PARTS)].max():.0%})"
+        if row["shared_targets"] or row["distance"] > 0:  # otherwise all are as near
             text += f"; nearest is {row['nearest']}, {row['distance']:.2f} away"
         text += f"; predicted change {row['size']:.2f}, {expectation(row)}"
     return text

@@ -77,23 +77,14 @@ def mean_shift(shifts, keys):
 
 
 def nearest(screen, keys, perturbation, cell_type):
-    """Those of the training conditions that are nearest to one, as far as they share a target.
+    """Those of the training conditions that are least unlike one (`screens.unlikeness`).
 
-    With the most targets in common, then with the fewest others, then at the nearest dose, then in
-    the same cell type.
+    None, if no target is in common.
     """
-    wanted = doses_of(perturbation, screen)
-    distance = {}
-    for key in keys:
-        theirs = doses_of(key[0], screen)
-        common = wanted.keys() & theirs.keys()
-        if common:
-            others = theirs.keys() - wanted.keys()
-            ratios = [max(wanted[t], 1e-12) / max(theirs[t], 1e-12) for t in common]
-            dose = round(sum(abs(np.log(ratio)) for ratio in ratios), 6)
-            distance[key] = (-len(common), len(others), dose, key[1] != cell_type)
-    least = min(distance.values(), default=None)
-    return [key for key, far in distance.items() if far == least]
+    wanted = perturbation, cell_type
+    unlike = {key: screens.unlikeness(wanted, key, screen.kind) for key in keys}
+    least = min(unlike.values(), default=None)
+    return [key for key, of_key in unlike.items() if of_key == least and of_key[0] < 0]
 
 
 def same_perturbation(screen, perturbation):

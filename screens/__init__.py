@@ -21,7 +21,7 @@ from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
 from screens.drugs import fingerprints, structures
 from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
 from screens.genes import choose_genes, describe_genes, seurat_dispersion, take_genes
-from screens.labels import CONTROL, did_you_mean, is_control, targets_of
+from screens.labels import CONTROL, did_you_mean, dose_ratios, is_control, targets_of, unlikeness
 from screens.limits import SEED, check_limits, flag, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
@@ -46,6 +46,7 @@ from screens.statistics import (
     mean_shifts,
     population_statistics,
     stated_directions,
+    sums_of_cells,
     training_statistics,
     within_covariance,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "describe_genes",
     "did_you_mean",
     "directions",
+    "dose_ratios",
     "downloaded",
     "fingerprints",
     "flag",
@@ -103,11 +105,13 @@ __all__ = [
     "stacked",
     "stated_directions",
     "structures",
+    "sums_of_cells",
     "take_genes",
     "targets_of",
     "to_device",
     "whole",
     "training_statistics",
+    "unlikeness",
     "within_covariance",
     "write_h5ad",
 ]

@@ -5,6 +5,7 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 """
 
 import difflib
+import math
 import re
 
 import numpy as np
@@ -46,6 +47,25 @@ def targets_of(perturbation, kind):
     if colon and re.fullmatch(r"\d*\.?\d+(e[+-]?\d{1,2})?", dose):
         return [(drug, float(dose))]
     return [(perturbation, 1.0)]
+
+
+def dose_ratios(perturbation, other, kind):
+    """{target: its dose in a perturbation over that in another} of the targets in common."""
+    dose = {target: max(dose, 1e-12) for target, dose in targets_of(other, kind)}
+    wanted = targets_of(perturbation, kind)
+    return {target: max(d, 1e-12) / dose[target] for target, d in wanted if target in dose}
+
+
+def unlikeness(condition, other, kind):
+    """How unlike two conditions (perturbation, cell type) are: a tuple, to be compared.
+
+    The fewest targets in common are the most unlike; then the most targets of the other one alone,
+    then the farthest doses (where a target is in common), then another cell type.
+    """
+    ratios = dose_ratios(condition[0], other[0], kind)
+    alone = len(targets_of(other[0], kind)) - len(ratios) if ratios else 0
+    far = round(sum(abs(math.log(ratio)) for ratio in ratios.values()), 6)
+    return -len(ratios), alone, far, condition[1] != other[1]
 
 
 def is_control(label):

@@ -17,24 +17,29 @@ CELLS_AT_ONCE = 4096
 # ---- Populations ---------------------------------------------------------------------------------
 
 
-def population_statistics(X, rows=None):
-    """What a population expresses: mean, level, fraction and variance of each gene, (4, N) float32.
+def sums_of_cells(X, rows=None):
+    """How many cells there are; of each gene, how many express it, the sum and that of squares.
 
-    X (C, N): log1p expression, sparse; rows: some of its rows. mean: of all cells; level: the mean
-    of the cells that express the gene; fraction: how many of the cells do; variance: of the level
-    among these cells. A gene that no cell expresses has level and variance 0.
+    X (C, N): log1p expression, sparse; rows: some of its rows. Returns a number and (3, N).
     """
     n_genes = X.shape[1]
     cells = 0
-    expressing = np.zeros(n_genes)
-    total = np.zeros(n_genes)
-    squares = np.zeros(n_genes)
+    sums = np.zeros((3, n_genes))
     for block in blocks(X, rows):
         cells += block.shape[0]
-        squared = block.data.astype(np.float64) ** 2
-        expressing += np.bincount(block.indices, minlength=n_genes)
-        total += np.bincount(block.indices, block.data, n_genes)
-        squares += np.bincount(block.indices, squared, n_genes)
+        x = block.data.astype(np.float64)
+        sums += [np.bincount(block.indices, values, n_genes) for values in (x > 0, x, x**2)]
+    return cells, sums
+
+
+def population_statistics(X, rows=None):
+    """What a population expresses: mean, level, fraction and variance of each gene, (4, N) float32.
+
+    X, rows: as for `sums_of_cells`. mean: of all cells; level: the mean of the cells that express
+    the gene; fraction: how many of the cells do; variance: of the level among these cells. A gene
+    that no cell expresses has level and variance 0.
+    """
+    cells, (expressing, total, squares) = sums_of_cells(X, rows)
     at_least_one = np.maximum(expressing, 1)
     level = total / at_least_one
     variance = np.maximum(squares / at_least_one - level**2, 0)

@@ -179,7 +179,7 @@ def test_chance_between_means_of_one_population_is_half_a_unit_wide():
     variances, n, m = rng.uniform(0.1, 2.0, 300), 50, 80
     sd = np.sqrt(variances * (1 / n + 1 / m))
     squared = ((rng.standard_normal((2000, 300)) * sd) ** 2).sum(1)
-    width = trust.lost_in_chance(squared.std(), variances, n, m)
+    width = trust.in_units_of_chance(squared.std(), variances, n, m)
     assert width == pytest.approx(0.5, rel=5 / np.sqrt(2 * 2000))
 
 

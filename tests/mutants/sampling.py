@@ -9,9 +9,9 @@ MUTANTS = {
             "the biased variance",
         ),
         (
-            "report/genes.py",
-            "np.bincount(block.indices, values > 0, n_genes)",
-            "np.bincount(block.indices, values, n_genes)",
+            "screens/statistics.py",
+            "for values in (x > 0, x, x**2)]",
+            "for values in (x, x, x**2)]",
             "the mean in place of the fraction that expresses a gene",
         ),
         (

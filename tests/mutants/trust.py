@@ -58,7 +58,7 @@ MUTANTS = {
         ),
         (
             "report/trust.py",
-            "            said[rows] *= factor\n",
+            "            fitted[rows] *= factor\n",
             "",
             "a factor for the cell type repeats that for the kind of question",
         ),
@@ -84,8 +84,8 @@ MUTANTS = {
         ),
         (
             "report/trust.py",
-            "round(far, 6), cell_type != key[1], distances[i])",
-            "round(far, 6), distances[i])",
+            "(*screens.unlikeness(key, other, kind), distance)",
+            "(*screens.unlikeness(key, other, kind)[:3], distance)",
             "a condition of another cell type is nearest",
         ),
         (
@@ -96,7 +96,7 @@ MUTANTS = {
         ),
         (
             "report/trust.py",
-            '    table.loc[known, ["expected", "low", "high", "left_out"]] = np.nan\n',
+            '    table.loc[table["targets"] == "in training", EXPECTED] = np.nan\n',
             "",
             "a condition that was trained on gets the error of one that was not",
         ),

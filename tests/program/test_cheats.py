@@ -54,7 +54,7 @@ def standing(screen, predicted, handed_in):
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_below_all_honest_methods_in_the_metric_that_is_named(standing, name):
-    there = standing.loc[(name, *CHEATS[name].exposed)]
+    there = standing.xs("all", level="genes").loc[(name, CHEATS[name].exposed)]
     assert there["rank"] == there["of"] > 5
 
 
