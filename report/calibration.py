@@ -1,10 +1,13 @@
-"""What a metric is worth on a screen: its positive control, its range, its ceiling, and a test.
+"""What a metric is worth on a screen: its positive control, its range and its ceiling.
 
-Cells x (n, N) are log1p. These functions know no metric; evaluate.py calls them.
+And a test whether a perturbation does anything. Cells x (n, N) are log1p; evaluate.py applies
+these functions to its metrics.
 """
 
 import numpy as np
 from scipy import stats
+
+from report.metrics import moments
 
 PERMUTATIONS = 999
 
@@ -15,16 +18,16 @@ def interpolated_duplicate(half, rest, mean):
     The mean of each gene is alpha * (mean of the half) + (1 - alpha) * mean, where alpha is
     1 - adjusted p (Benjamini and Hochberg) of Welch's test between the half and the cells of the
     other perturbations (Miller et al. 2025). half (n, N): measured cells, not those that are scored
-    against; rest: mean, standard deviation (N,) and number of the other perturbations' cells;
-    mean (N,): of the training perturbations.
+    against; rest: the `moments` of the other perturbations' cells; mean (N,): of the training
+    perturbations.
 
-    Returns the half's cells moved to that mean (n, N), for what looks at means. The source makes no
-    cells. For distances of cells take the half as it is: unbiased distances do not charge it for
-    the noise of its mean. Two other ways were tried: genes that do not differ taken from cells of
-    the perturbed mean are farther from the measured cells than the half is (E 0.18 and 0.05 on
-    A172), and cells with too good a mean fall below 0.
+    Returns the half's cells moved to that mean (n, N), for metrics of means; the source has means
+    only. For metrics of cells take the half as it is: the noise of its mean does not count against
+    it in unbiased distances, and moved cells may be below 0. Taking genes that do not differ from
+    cells of the perturbed mean was tried: they are farther from the measured cells than the half is
+    (E 0.18 and 0.05 on A172).
     """
-    of_half = half.mean(0), half.std(0, ddof=1), len(half)
+    of_half = moments(half)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = stats.ttest_ind_from_stats(*of_half, *rest, equal_var=False).pvalue
     alpha = 1 - stats.false_discovery_control(np.nan_to_num(p, nan=1.0))
@@ -32,7 +35,7 @@ def interpolated_duplicate(half, rest, mean):
 
 
 def dynamic_range(negative, positive, perfect):
-    """The share of the way from a negative control to a perfect score that a positive one covers.
+    """How far a positive control is on the way from a negative one (0) to a perfect score (1).
 
     The dynamic range fraction of Miller et al. 2025. NaN where the negative control is perfect.
     """
@@ -51,11 +54,11 @@ def full_depth(r):
 
 
 def permutation_p(distances, n, rng, permutations=PERMUTATIONS):
-    """How rarely a random choice of n cells is as far from the others as the first n cells are: p.
+    """The p-value of a permutation test that the first n cells are drawn as the other m are.
 
-    distances (n + m, n + m): between all cells of two groups. The statistic is the unbiased squared
-    E-distance; p counts the groups as they are among the permutations, so it is never 0 (Phipson
-    and Smyth 2010). All permutations share the one matrix of distances.
+    distances (n + m, n + m): between all cells. The statistic is the unbiased squared E-distance.
+    The groups as they are count as one of the permutations, so p is never 0 (Phipson and Smyth
+    2010).
     """
     distances = np.asarray(distances, np.float64)
     m = len(distances) - n

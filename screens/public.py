@@ -3,9 +3,9 @@
     python -m screens --list
     python train.py --data adamson
 
-A screen is downloaded once, into a cache folder, and read as any other file. Nothing that is not
-whole has its final name there. Nobody has tried these addresses from here, where there is no
-internet: they, the sizes and the checksums are those that the field's own loaders and records use.
+A screen is downloaded once, into a cache folder, and read as any other file. A download gets its
+final name there when it is complete and checked. The addresses, sizes and checksums were taken from
+the loaders and records of the sources, and not tried: there was no internet here.
 """
 
 import os
@@ -237,7 +237,7 @@ def cache_folder():
 
 
 def require_pooch():
-    """The package pooch, imported when it is needed only."""
+    """The package pooch, imported only when something is to be downloaded."""
     try:
         import pooch
     except ImportError as error:
@@ -278,7 +278,7 @@ def downloaded(name):
     path = f"{folder}/{name}.h5ad"
     if not os.path.exists(path):
         with one_at_a_time(folder):
-            if not os.path.exists(path):  # nor has another process brought it meanwhile
+            if not os.path.exists(path):  # another process may have downloaded it meanwhile
                 download(PUBLIC[name], path)
     return path
 
@@ -322,15 +322,11 @@ def download(screen, path):
         unpack(archive, path)
     except requests.RequestException as error:
         raise refusal(screen, reason_of(error, part)) from error
-    except (
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # pooch's, of the checksum; unpack's
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:  # the checksum, or no h5ad
         raise refusal(screen, f"not the file that it should be ({error})") from error
     finally:
         for left in (archive, f"{path}.unpacked", part):
-            if os.path.exists(left) and not (left == part and os.path.getsize(part)):
+            if os.path.exists(left) and (left != part or not os.path.getsize(part)):
                 os.remove(left)
 
 
@@ -352,10 +348,10 @@ def reason_of(error, part):
 
 
 class Fetch:
-    """A downloader for pooch that goes on where an earlier one broke off.
+    """A downloader for pooch that continues a download that broke off.
 
-    part: the path where bytes are kept until all are there. resumes: where there is no checksum to
-    tell whether two pieces are of one file, it starts again.
+    part: where the bytes are kept until all are there. resumes: whether to continue; without a
+    checksum nothing would tell whether two pieces are of one file.
     """
 
     def __init__(self, part, resumes):
@@ -366,9 +362,7 @@ class Fetch:
         """Download an address to a path. Raises requests' errors, also for too short an answer."""
         import requests
 
-        with open(self.part, "ab") as file:
-            if not self.resumes:
-                begin_again(file)
+        with open(self.part, "ab" if self.resumes else "wb") as file:
             headers = {"User-Agent": "departures", "Accept-Encoding": "identity"}
             if file.tell():
                 headers["Range"] = f"bytes={file.tell()}-"
@@ -376,16 +370,11 @@ class Fetch:
                 if answer.status_code not in (200, 206, 416):  # a page for browsers has 202
                     raise requests.HTTPError(response=answer)
                 if answer.status_code == 200:  # from the start, whatever was asked for
-                    begin_again(file)
+                    file.seek(0)
+                    file.truncate()
                 if answer.status_code != 416:  # 416: there is nothing beyond what we have
                     receive(answer, file)
         os.replace(self.part, path)
-
-
-def begin_again(file):
-    """Empty an open file."""
-    file.seek(0)
-    file.truncate()
 
 
 def receive(answer, file):
@@ -393,9 +382,8 @@ def receive(answer, file):
     import requests
 
     expected = answer.headers.get("Content-Length")
-    start = file.tell()
-    total = start + int(expected) if expected else None
-    with tqdm(total=total, initial=start, unit="B", unit_scale=True, leave=False) as bar:
+    total = file.tell() + int(expected) if expected else None
+    with tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, leave=False) as bar:
         for block in answer.iter_content(BLOCK):
             file.write(block)
             bar.update(len(block))
@@ -404,7 +392,7 @@ def receive(answer, file):
 
 
 def unpack(archive, path):
-    """Move what was downloaded, an h5ad or a zip with one in it, to a path. ValueError for else."""
+    """Move an h5ad, or the one in a zip, to a path. ValueError if there is none, or several."""
     content = archive
     if zipfile.is_zipfile(archive):
         content = f"{path}.unpacked"

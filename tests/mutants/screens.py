@@ -180,8 +180,8 @@ MUTANTS = {
         ),
         (
             "screens/public.py",
-            "            if not self.resumes:\n                begin_again(file)\n",
-            "",
+            'open(self.part, "ab" if self.resumes else "wb")',
+            'open(self.part, "ab")',
             "the halves of two files are put together",
         ),
         (
