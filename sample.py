@@ -61,7 +61,7 @@ PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screen
     "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
     "groups": [(str, str, bool)],
     "library": list | None,  # [counts of a cell, genes] that the run's file was scaled to
-    "left_out": [trust.LEFT_OUT],  # what training conditions show of errors (train.py, `leave_out`)
+    "left_out": list,  # rows as trust.LEFT_OUT (train.py, `leave_out`)
 }
 
 
@@ -402,18 +402,18 @@ def observations(perturbation, cell_type, control_cells, is_predicted):
     )
 
 
-def how_far_to_trust(model, content, asked, cells):
+def how_far_to_trust(model, content, wanted, cells):
     """The table of report/trust.py on some conditions, of which so many cells are predicted."""
     training = [
         (perturbation, cell_type)
         for perturbation, cell_type, held_out in content["groups"]
         if perturbation != CONTROL and not held_out
     ]
-    asked = [tuple(map(str, key)) for key in asked]
-    table = partial(trust.trust_table, asked, cells, training, model.kind, content["left_out"])
-    if not model.settings.shifts or not asked:
+    wanted = [tuple(map(str, key)) for key in wanted]
+    table = partial(trust.trust_table, wanted, cells, training, model.kind, content["left_out"])
+    if not model.settings.shifts or not wanted:
         return table()
-    *numbers, parts = explain(model, conditions_of(model, asked))
+    *numbers, parts = explain(model, conditions_of(model, wanted))
     numbers.append(mean_change(model, conditions_of(model, training)))
     *explained, changes = [array.double().cpu().numpy() for array in numbers]
     parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
@@ -512,8 +512,8 @@ def sample_run(
     named = bool(out)
     out = out or output_of(run, conditions, training)
     inputs = [f"{run}/model.pt", content["reading"]["path"], *([path] if path else [])]
-    screens.check_folder(out, *inputs)
-    screens.check_folder(genes_path(out), *inputs)
+    for written in (out, genes_path(out), trust.path_of(out)):
+        screens.check_folder(written, *inputs)
     model = restore_model(content, device)
     seed = model.settings.seed if seed is None else seed
     if content["epoch"] < content["epochs"]:

@@ -237,7 +237,7 @@ def cache_folder():
 
 
 def require_pooch():
-    """The package pooch, imported only when something is to be downloaded."""
+    """The package pooch, imported here so that files are read without it."""
     try:
         import pooch
     except ImportError as error:

@@ -393,8 +393,8 @@ BAD_INPUT = [
     ),
     (
         "sample.py",
-        "    screens.check_folder(out, *inputs)\n",
-        "    screens.check_folder(out)\n",
+        "        screens.check_folder(written, *inputs)\n",
+        "        screens.check_folder(written)\n",
         "the run or its file is overwritten",
     ),
     (
