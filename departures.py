@@ -1381,13 +1381,12 @@ def expect_without(model, groups):
     encoder = model.encoder
     some = some_conditions(encoder)
     conditions = encoder.training_conditions().take(some)
-    same_type, kernels = encoder.relations(conditions, model)
     V = encoder.variance[some]
-    y = encoder.carried_over(same_type, kernels).flatten(1) + V * encoder.weights[some]  # as fitted
+    y = encoder.carried_over(*encoder.relations(conditions, model)).flatten(1)
+    y = y + V * encoder.weights[some]  # as `fit` had it
     places = [torch.searchsorted(some, group) for group in groups]
-    same_type, kernels = same_type[:, some], kernels[:, :, some]
-    squared = encoder.squared_amplitudes.T
-    said = krige_without(y.T, V.T, same_type, kernels, squared, places)
+    relations = encoder.relations(conditions, model, conditions)
+    said = krige_without(y.T, V.T, *relations, encoder.squared_amplitudes.T, places)
     answers = []
     for place, (shift, variance) in zip(places, said, strict=True):
         asked = conditions.take(place)
@@ -1403,17 +1402,16 @@ def uncertainty(model, conditions):
     """The variances (C, 2, N) of the expected shifts, given what was measured."""
     encoder = model.encoder
     some = some_conditions(encoder)
-    same_type, kernels = encoder.relations(encoder.training_conditions().take(some), model)
-    same_type, kernels = same_type[:, some], kernels[:, :, some]
-    of_type, across = encoder.relations(conditions, model)
-    of_type, across = of_type[:, some], across[:, :, some]
+    fitted = encoder.training_conditions().take(some)
+    relations = encoder.relations(fitted, model, fitted)
+    of_type, across = encoder.relations(conditions, model, fitted)
     counted = encoder.fitted_controls(conditions, model).double()
     _, of_itself = encoder.relations(conditions, model, conditions)
     of_itself = of_itself.diagonal(dim1=1, dim2=2)  # (6, C)
     variances = []
     for rows in torch.arange(encoder.variance.shape[1]).split(rows_at_once(len(some))):
         squared = encoder.squared_amplitudes.T[rows]
-        C = mixed_covariance(encoder.variance[some].T[rows], same_type, kernels, squared)
+        C = mixed_covariance(encoder.variance[some].T[rows], *relations, squared)
         c = FLAT**2 * counted * of_type + torch.einsum("nj,jcq->ncq", squared, across)
         L = torch.linalg.cholesky(C)
         known = torch.linalg.solve_triangular(L, c.mT, upper=False).square().sum(1)
@@ -1441,6 +1439,7 @@ def parts(model, conditions):
     own = encoder.own_genes(conditions, model)[:, None]
     prior = encoder.prior_mean(conditions, model)
     flat = same_type * encoder.fitted_controls(conditions, model)
+    # Kernels 0 to 2 are of the same target, 3 of all perturbations, 4 and 5 of like structures.
     parts = {
         "memory": said([0, 1, 2, 4, 5], same_type * same_target),
         "likeness": said([0, 1, 4], (1 - same_type) * same_target),
@@ -1472,25 +1471,20 @@ def start_and_end(model, conditions):
     return moments(model, *start.unbind(1)), moments(model, *end.unbind(1))
 
 
-def mean_change(model, conditions):
-    """How far the mean of every gene is expected to move from the controls': (C, N)."""
-    (before, _, _), (after, _, _) = start_and_end(model, conditions)
-    return after - before
-
-
 @torch.no_grad()
-def explain(model, conditions):
-    """What is expected of conditions, how sure that is, and what it is made of.
+def explain(model, conditions, training):
+    """What is expected of C conditions, how sure that is, and what it is made of.
 
     Returns the change of every gene's mean (C, N), its variance over control cells (C, N), the
-    variance of the change, summed over genes (C,), and {name: (C,)}, how far each of the `parts`
-    moves the means, to first order.
+    variance of the change, summed over genes (C,), the change in T training conditions (T, N), and
+    {name: (C,)}, how far each of the `parts` moves the means, to first order.
     """
     (before, variance, at_start), (after, _, at_end) = start_and_end(model, conditions)
     unsure = (at_end**2 * uncertainty(model, conditions)).sum((1, 2))
+    (theirs_before, _, _), (theirs_after, _, _) = start_and_end(model, training)
     made_of = parts(model, conditions).items()
     lengths = {name: (at_start * part).sum(1).norm(dim=1) for name, part in made_of}
-    return after - before, variance, unsure, lengths
+    return after - before, variance, unsure, theirs_after - theirs_before, lengths
 
 
 # ---- All together --------------------------------------------------------------------------------

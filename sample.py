@@ -26,15 +26,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 import screens
-from departures import (
-    Conditions,
-    ImprovedSettings,
-    Noise,
-    explain,
-    mean_change,
-    model_class,
-    sample,
-)
+from departures import Conditions, ImprovedSettings, Noise, explain, model_class, sample
 from report import trust
 from report.genes import all_tables, in_words
 from report.paths import draw_paths
@@ -410,14 +402,13 @@ def how_far_to_trust(model, content, wanted, cells):
         if perturbation != CONTROL and not held_out
     ]
     wanted = [tuple(map(str, key)) for key in wanted]
-    table = partial(trust.trust_table, wanted, cells, training, model.kind, content["left_out"])
-    if not model.settings.shifts or not wanted:
-        return table()
-    *numbers, parts = explain(model, conditions_of(model, wanted))
-    numbers.append(mean_change(model, conditions_of(model, training)))
-    *explained, changes = [array.double().cpu().numpy() for array in numbers]
-    parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
-    return table((*explained, parts), changes)
+    explained = None
+    if model.settings.shifts and wanted:
+        conditions = [conditions_of(model, keys) for keys in (wanted, training)]
+        *arrays, parts = explain(model, *conditions)
+        explained = [array.double().cpu().numpy() for array in arrays]
+        explained.append({name: length.double().cpu().numpy() for name, length in parts.items()})
+    return trust.trust_table(wanted, cells, training, model.kind, content["left_out"], explained)
 
 
 def write_predicted(path, screen, parts, kind, about, with_controls, trusted):

@@ -200,19 +200,19 @@ def is_left_out(value):
 # ---- The table -----------------------------------------------------------------------------------
 
 
-def trust_table(asked, cells, training, kind, left_out, explained=None, changes=None):
+def trust_table(asked, cells, training, kind, left_out, explained=None):
     """A row per predicted condition: how novel it is and what error to expect (docs/using.md).
 
     asked: [(perturbation, cell type)]; cells: how many of each are predicted; training: the
-    perturbed training conditions, one at least; left_out: rows as LEFT_OUT. explained: what
-    `explain` of departures.py says of those asked, as arrays; changes (T, N): the expected mean
-    changes of the training conditions. Both None for a model without expected shifts.
+    perturbed training conditions, one at least; left_out: rows as LEFT_OUT; explained: what
+    `explain` of departures.py says of these conditions, as arrays, or None for a model without
+    expected shifts.
     """
     apart = np.full((len(asked), len(training)), np.nan)
     if explained:
-        change, variances, uncertainty, lengths = explained
+        change, variances, uncertainty, of_training, lengths = explained
         spread = variances.sum(1)
-        apart = as_e_distance(squared_distances(change, changes), spread[:, None])
+        apart = as_e_distance(squared_distances(change, of_training), spread[:, None])
     rows = []
     for i, (key, n) in enumerate(zip(asked, cells, strict=True)):
         status, unseen = target_status(key, training, kind)
@@ -274,15 +274,12 @@ def alike(table, changes, variances):
 
 
 def alike_groups(table):
-    """Lists of conditions that can hardly be told from each other."""
+    """Which conditions can hardly be told from each other, group by group."""
     if "alike" not in table:
         return []
-    groups = {}
-    for condition, others in zip(table["condition"], table["alike"], strict=True):
-        if others:
-            group = sorted([condition, *others.split("; ")])
-            groups[tuple(group)] = group
-    return list(groups.values())
+    pairs = zip(table["condition"], table["alike"], strict=True)
+    groups = (tuple(sorted([one, *others.split("; ")])) for one, others in pairs if others)
+    return list(dict.fromkeys(groups))
 
 
 # ---- In words ------------------------------------------------------------------------------------

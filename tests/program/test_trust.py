@@ -85,8 +85,8 @@ def three(shift):
     means[2, 0] = shift
     asked = [("A", "x"), ("B", "x"), ("C", "x")]
     lengths = {name: np.ones(3) for name in trust.PARTS}
-    of_asked = means, np.ones((3, 50)), np.ones(3), lengths
-    return trust.trust_table(asked, [100] * 3, [("D", "x")], "gene", [], of_asked, means[:1])
+    explained = means, np.ones((3, 50)), np.ones(3), means[:1], lengths
+    return trust.trust_table(asked, [100] * 3, [("D", "x")], "gene", [], explained)
 
 
 def test_two_copies_are_named_and_a_different_prediction_is_not():
