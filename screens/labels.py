@@ -51,9 +51,11 @@ def targets_of(perturbation, kind):
 
 def dose_ratios(perturbation, other, kind):
     """{target: its dose in a perturbation over that in another} of the targets in common."""
-    dose = {target: max(dose, 1e-12) for target, dose in targets_of(other, kind)}
-    wanted = targets_of(perturbation, kind)
-    return {target: max(d, 1e-12) / dose[target] for target, d in wanted if target in dose}
+    wanted, theirs = (
+        {target: max(dose, 1e-12) for target, dose in targets_of(name, kind)}
+        for name in (perturbation, other)
+    )
+    return {target: wanted[target] / theirs[target] for target in wanted if target in theirs}
 
 
 def unlikeness(condition, other, kind):

@@ -112,8 +112,8 @@ MUTANTS = {
         ),
         (
             "screens/labels.py",
-            "{target: max(dose, 1e-12) for target, dose in",
-            "{target: dose for target, dose in",
+            "{target: max(dose, 1e-12) for",
+            "{target: dose for",
             "dose 0 is infinitely far from every dose",
         ),
         (
