@@ -1,7 +1,7 @@
-"""Which genes a perturbation changes, in the words of a biologist: a table for every condition.
+"""Which genes a perturbation changes: a table for every condition, and a line of words.
 
-It is the table that Scanpy's `rank_genes_groups(method="t-test")` makes of the same cells: the same
-order, the same numbers. Axes: n cells, N genes.
+Order and numbers are those of Scanpy's `rank_genes_groups(method="t-test")` on the same cells.
+Axes: n cells, N genes.
 """
 
 import numpy as np
@@ -11,17 +11,11 @@ from scipy import stats
 import screens
 
 PSEUDOCOUNT = 1e-9  # Scanpy's: a gene that one side never expresses changes by about 30 doublings
-COLUMNS = {  # of a table; those of the measured cells are `measured_` and one of these
-    "gene": "symbol",
-    "control_mean": "mean log1p expression of the controls of the cell type",
-    "predicted_mean": "mean log1p expression of the predicted cells",
-    "log2_fold_change": "log2((expm1(predicted mean) + 1e-9) / (expm1(control mean) + 1e-9))",
-    "fraction_change": "fraction of the predicted cells that express the gene - that of controls",
-    "score": "Welch's t of log1p expression, predicted - control; the table is sorted by it",
-    "p": "its two-sided p-value",
-    "p_adjusted": "p, adjusted over the genes of the condition (Benjamini and Hochberg 1995)",
-}
-MEASURED = ("mean", "log2_fold_change", "fraction_change", "p_adjusted")
+COLUMNS = (  # of a table; docs/using.md says what each of them is
+    "gene", "control_mean", "predicted_mean", "log2_fold_change", "fraction_change", "score", "p",
+    "p_adjusted",
+)  # fmt: skip
+MEASURED = ("mean", "log2_fold_change", "fraction_change", "p_adjusted")  # `measured_` and these
 
 
 def describe_cells(X, rows=None):
@@ -63,7 +57,8 @@ def gene_table(genes, predicted, controls, measured=None):
     """What a condition changes: a row for each of the genes (N,), sorted by falling score.
 
     predicted, controls, measured: cells of one cell type, as `describe_cells` has them. The columns
-    are COLUMNS and, where there are measured cells, `measured_` and each of MEASURED.
+    are COLUMNS and, where there are measured cells, `measured_` and each of MEASURED. score is
+    Welch's t of the predicted cells against the controls.
     """
     change = compare(predicted, controls)
     table = {"gene": genes, "control_mean": controls[1], "predicted_mean": change.pop("mean")}
@@ -95,12 +90,14 @@ def all_tables(screen, parts):
 
 
 def in_words(table, n=4):
-    """A line for each condition: up to n genes that surely rise, and fall; the surest first."""
+    """A line for each condition: up to n genes that surely rise, and fall; the surest first.
+
+    Surely: with an adjusted p below 0.05.
+    """
     lines = []
     for condition, rows in table.groupby("condition", sort=False):
         sure = rows[rows["p_adjusted"] < 0.05]
         up = sure["gene"][sure["score"] > 0][:n]
         down = sure["gene"][sure["score"] < 0][::-1][:n]
-        change = f"up {', '.join(up) or 'none'}; down {', '.join(down) or 'none'}"
-        lines.append(f"{condition}: {change}")
+        lines.append(f"{condition}: up {', '.join(up) or 'none'}; down {', '.join(down) or 'none'}")
     return lines
