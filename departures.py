@@ -878,10 +878,10 @@ class ShiftEncoder(nn.Module):
         return counted[conditions.cell_type][:, None]
 
     def same_depth(self, shift, conditions, model, fitted=None):
-        """The shift (C, 2, N), less its mean over genes in types that were not fitted perturbed.
+        """The shift (C, 2, N), less its mean over genes in types that no fitted condition perturbs.
 
         Samples differ in depth, which moves all genes alike. Of a cell type never seen treated only
-        the depth of its controls is known. fitted: conditions, all that were fitted if not given.
+        the depth of its controls is known. fitted: all training conditions, if not given.
         """
         fitted = self.training_conditions() if fitted is None else fitted
         treated = fitted.cell_type[(fitted.target >= 0).any(1)]

@@ -79,7 +79,7 @@ def mean_shift(shifts, keys):
 def nearest(screen, keys, perturbation, cell_type):
     """Those of the training conditions that are least unlike one (`screens.unlikeness`).
 
-    None, if no target is in common.
+    An empty list, if none has a target in common with it.
     """
     wanted = perturbation, cell_type
     unlike = {key: screens.unlikeness(wanted, key, screen.kind) for key in keys}

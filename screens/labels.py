@@ -7,6 +7,7 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 import difflib
 import math
 import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -49,23 +50,26 @@ def targets_of(perturbation, kind):
     return [(perturbation, 1.0)]
 
 
+@cache  # for every condition is compared with every other
+def doses_of(perturbation, kind):
+    """{target: dose} of a perturbation, where a dose of 0 is 1e-12."""
+    return {target: max(dose, 1e-12) for target, dose in targets_of(perturbation, kind)}
+
+
 def dose_ratios(perturbation, other, kind):
     """{target: its dose in a perturbation over that in another} of the targets in common."""
-    wanted, theirs = (
-        {target: max(dose, 1e-12) for target, dose in targets_of(name, kind)}
-        for name in (perturbation, other)
-    )
+    wanted, theirs = doses_of(perturbation, kind), doses_of(other, kind)
     return {target: wanted[target] / theirs[target] for target in wanted if target in theirs}
 
 
 def unlikeness(condition, other, kind):
-    """How unlike two conditions (perturbation, cell type) are: a tuple, to be compared.
+    """How unlike two conditions (perturbation, cell type) are: a tuple, the smaller the more alike.
 
-    The fewest targets in common are the most unlike; then the most targets of the other one alone,
-    then the farthest doses (where a target is in common), then another cell type.
+    What counts first is how many targets they have in common; then how many the other one has
+    besides, how far the doses are apart, and whether the cell types differ.
     """
     ratios = dose_ratios(condition[0], other[0], kind)
-    alone = len(targets_of(other[0], kind)) - len(ratios) if ratios else 0
+    alone = len(doses_of(other[0], kind)) - len(ratios) if ratios else 0
     far = round(sum(abs(math.log(ratio)) for ratio in ratios.values()), 6)
     return -len(ratios), alone, far, condition[1] != other[1]
 
