@@ -51,14 +51,14 @@ def targets_of(perturbation, kind):
 
 
 @cache  # for every condition is compared with every other
-def doses_of(perturbation, kind):
+def positive_doses(perturbation, kind):
     """{target: dose} of a perturbation, where a dose of 0 is 1e-12."""
     return {target: max(dose, 1e-12) for target, dose in targets_of(perturbation, kind)}
 
 
 def dose_ratios(perturbation, other, kind):
     """{target: its dose in a perturbation over that in another} of the targets in common."""
-    wanted, theirs = doses_of(perturbation, kind), doses_of(other, kind)
+    wanted, theirs = positive_doses(perturbation, kind), positive_doses(other, kind)
     return {target: wanted[target] / theirs[target] for target in wanted if target in theirs}
 
 
@@ -69,7 +69,7 @@ def unlikeness(condition, other, kind):
     besides, how far the doses are apart, and whether the cell types differ.
     """
     ratios = dose_ratios(condition[0], other[0], kind)
-    alone = len(doses_of(other[0], kind)) - len(ratios) if ratios else 0
+    alone = len(positive_doses(other[0], kind)) - len(ratios) if ratios else 0
     far = round(sum(abs(math.log(ratio)) for ratio in ratios.values()), 6)
     return -len(ratios), alone, far, condition[1] != other[1]
 
