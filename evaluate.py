@@ -1,4 +1,4 @@
-"""Score predicted cells against measured ones, beside simple rivals: tables and figures.
+"""Score predicted cells against measured ones, beside simple rivals: a report, tables, figures.
 
     python evaluate.py runs/x                   the held-out conditions of a run
     python evaluate.py runs/x --training        its training conditions (of sample.py --training)
@@ -20,6 +20,9 @@ import argparse
 import json
 import os
 import re
+import shlex
+import sys
+import textwrap
 import zlib
 
 import anndata
@@ -29,12 +32,13 @@ from scipy import stats
 from tqdm import tqdm
 
 import screens
+from report.page import write_page
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from rivals import RIVALS, TRAINED, option_of
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from sample import read_checkpoint, restore_model
+from sample import default_settings, read_checkpoint, restore_model
 from screens import CONTROL, InputError
 
 SPLITS = 5  # how often the measured cells are halved
@@ -680,14 +684,19 @@ def evaluate_run(
     squared=False,
     rivals=(),
     device="cpu",
+    report=None,
+    verbose=False,
+    command=None,
 ):
-    """Score a run, or any model's cells; print the table and write all files; return the summary.
+    """Score a run, or any model's cells; write all files, say the verdict; return the summary.
 
     run: a run's folder, or None; then `predicted` and `path` are the h5ad files of predicted and of
     measured cells, and `columns` options of `screens.read_screen`. screen: of the run, if it is in
     memory already. training: score the run's training conditions. out: folder for metrics.json,
     .csv, .md and the figures (the run's own, if not given). truth: path for `write_truth`. rivals:
-    names in TRAINED, to be trained on a device unless the run holds their cells.
+    names in TRAINED, to be trained on a device unless the run holds their cells. report: path of
+    the page (report.html in `out`); verbose: print the tables too; command: what the page says
+    repeats it.
     """
     if run:
         predicted = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad"
@@ -701,7 +710,10 @@ def evaluate_run(
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
         hide_from_rivals(screen, cells)
+    suffix = "_training" if training else ""
+    report = report or f"{out}/report{suffix}.html"
     screens.check_folder(f"{out}/metrics.json")  # before minutes of scoring, not after
+    screens.check_folder(report, screen.source, predicted)
     if truth:
         screens.check_folder(truth, screen.source, predicted)
         write_truth(truth, screen, cells)
@@ -710,17 +722,41 @@ def evaluate_run(
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
     tables = make_tables(summary, rows, None if squared else paper_of(screen), costs)
-    suffix = "_training" if training else ""
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
     draw_scores(figures, screen, rows, summary, cells)
-    print(as_text(tables, squared))
-    print(
-        f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    "
-        f"figures: {figures}/"
+    if verbose:
+        print(as_text(tables, squared))
+    write_report(
+        report,
+        screen,
+        predicted,
+        run,
+        command or f"python evaluate.py {run}",
+        rows=rows,
+        summary=summary,
+        tables=tables,
+        figures=figures,
+        training=training,
+        squared=squared,
     )
+    print(f"tables: {out}/metrics{suffix}.md    per condition: {out}/metrics{suffix}.csv")
     return summary
+
+
+def write_report(path, screen, predicted, run, command, **scored):
+    """Write the page of predicted cells, an h5ad, and print its verdict.
+
+    run: the folder of their run, or None; command: what scores them; scored: of `write_page`, what
+    came out, if anything was scored.
+    """
+    about = screens.open_h5ad(predicted).uns["departures"] if run else None
+    title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
+    print(textwrap.fill(" ".join(sentences), 100))
+    print(f"report: {path}")
 
 
 def train_rivals(names, run, screen, seed, device):
@@ -878,7 +914,9 @@ def read_arguments():
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
     group = parser.add_argument_group("what is written")
-    group.add_argument("--out", metavar="FOLDER", help="folder for metrics and figures")
+    group.add_argument("--out", metavar="FOLDER", help="folder for report, metrics and figures")
+    group.add_argument("--report", metavar="HTML", help="another place for the report")
+    group.add_argument("--verbose", action="store_true", help="print the tables, too")
     group.add_argument(
         "--write-truth", metavar="H5AD", help="also the measured cells and controls, for cell-eval"
     )
@@ -894,6 +932,8 @@ def check_arguments(args):
     either = bool(args.predicted or args.data)
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
+    if args.report and len(args.run) > 1:
+        raise InputError("--report is of one run: score each run by itself")
     if args.rivals and (len(args.run) != 1 or args.training):
         raise InputError(
             "--rivals are trained for the held-out conditions of a run: give one run, and not "
@@ -931,6 +971,9 @@ def main():
         squared=args.squared,
         rivals=args.rivals,
         device=args.device,
+        report=args.report,
+        verbose=args.verbose,
+        command=shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
     )
 
 

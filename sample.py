@@ -15,7 +15,7 @@ import math
 import os
 import zipfile
 import zlib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 
 import anndata
@@ -89,6 +89,11 @@ def read_checkpoint(run):
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
     return {**content, "format": FORMAT, "path": path}
+
+
+def default_settings():
+    """{name: value} of the settings of a run where nothing else is asked for."""
+    return asdict(ImprovedSettings())
 
 
 def is_library(value):
@@ -492,6 +497,7 @@ def sample_run(
         "settings": json.dumps(content["settings"]),
         "reading": json.dumps(content["reading"]),
         "controls": screen.source,
+        "device": device,
     }
     write_predicted(out, screen, parts, model.kind, about, with_controls)
     if not parts:

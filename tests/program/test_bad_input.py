@@ -567,6 +567,8 @@ SCORING = [
     Bad("evaluate.py run --data tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
+    Bad("evaluate.py run run --report x.html", "--report", "score each run by itself"),
+    Bad("evaluate.py run --report run/predicted.h5ad", "run/predicted.h5ad", "is an input"),
     Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),

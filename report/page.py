@@ -1,0 +1,455 @@
+"""The page of a run, report.html: one file that a browser shows without a server or a script.
+
+Elements are made by `tag`, which escapes whatever text it is given; their look is in page.css.
+"""
+
+import base64
+import glob
+import json
+import os
+import platform
+import re
+import shlex
+from importlib import metadata
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+
+import screens
+from report.tables import convention
+from report.verdict import counted, energy, verdict, what_was_predicted
+
+STYLE = Path(__file__).with_suffix(".css")
+LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third more
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
+
+
+def write_page(
+    path,
+    title,
+    screen,
+    run,
+    about,
+    defaults,
+    command,
+    rows=(),
+    summary=None,
+    tables=(),
+    figures="",
+    training=False,
+    squared=False,
+):
+    """Write the page of predicted cells; returns its verdict, three sentences.
+
+    run: the folder of their run; about: what its predicted.h5ad says of itself; both None for
+    another model's cells. defaults: {name: value} of a run's settings; command: what repeats the
+    scoring. rows, summary: of `evaluate`; tables: of `report.tables`; figures: their folder;
+    training: whether training conditions were scored; without rows, nothing was.
+    """
+    sentences = verdict(said_of_scored(screen, rows, about, training), rows, summary)
+    sections = {
+        "What was read and held out": reading(screen),
+        "How training went": training_went(run),
+        "Scores": scores(tables, squared),
+        "Figures": drawn(figures, rows, summary),
+        "Settings": settings(about, defaults),
+        "How to repeat it": repeat(about, defaults, command),
+    }
+    body = page_of(title, sentences, {name: parts for name, parts in sections.items() if parts})
+    screens.save(path, html(title, body).encode())
+    return sentences
+
+
+# ---- HTML ----------------------------------------------------------------------------------------
+
+
+def tag(name, /, *content, **attributes):
+    """An element that holds texts and elements.
+
+    The attribute class_ is class, aria_label aria-label; one that is None or empty is left out.
+    """
+    element = ElementTree.Element(name)
+    for key, value in attributes.items():
+        if value not in (None, ""):
+            element.set(key.rstrip("_").replace("_", "-"), str(value))
+    for part in content:
+        if isinstance(part, ElementTree.Element):
+            element.append(part)
+        elif len(element):
+            element[-1].tail = (element[-1].tail or "") + part
+        else:
+            element.text = (element.text or "") + part
+    return element
+
+
+def html(title, body):
+    """The text of a whole page."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", STYLE.read_text()),
+    )
+    root = tag("html", head, body, lang="en")
+    return "<!doctype html>\n" + ElementTree.tostring(root, "unicode", method="html")
+
+
+def page_of(title, sentences, sections):
+    """The body: title, verdict, contents, sections {heading: elements}."""
+    links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name in sections]
+    note = (
+        "By the E-distance over all genes. The gap is that between untouched control cells (0) and "
+        "another half of the measured cells (1), so 1 is as good as a repeat of the experiment."
+    )
+    return tag(
+        "body",
+        tag(
+            "main",
+            tag("h1", title),
+            tag("section", *[tag("p", text) for text in sentences], class_="verdict"),
+            tag("p", note, class_="note"),
+            tag("nav", tag("ul", *links), aria_label="Contents"),
+            *[
+                tag("section", tag("h2", name, id=anchor(name)), *parts)
+                for name, parts in sections.items()
+            ],
+        ),
+    )
+
+
+def anchor(name):
+    """The name of a heading in links."""
+    return re.sub(r"\W+", "-", name.lower())
+
+
+def scrolled(element, label):
+    """An element in a box of its own, which scrolls, by keyboard too, where it is too wide."""
+    return tag("div", element, class_="scroll", tabindex="0", role="region", aria_label=label)
+
+
+def table_of(caption, header, lines, ranges=None, greyed=()):
+    """A table; header: texts; lines: lists of the line's name and of its cells (`td`).
+
+    ranges: a line of texts above the header; greyed: numbers of columns without range.
+    """
+    looks = ["no-range" if i in greyed else "" for i in range(len(header))]
+    columns = zip(header, looks, strict=True)
+    head = [tag("tr", *[tag("th", text, scope="col", class_=look) for text, look in columns])]
+    if ranges:
+        cells = zip(ranges[1:], looks[1:], strict=True)
+        numbers = [tag("td", text, class_=look) for text, look in cells]
+        head.insert(0, tag("tr", tag("th", ranges[0], scope="row"), *numbers))
+    body = [tag("tr", tag("th", line[0], scope="row"), *line[1:]) for line in lines]
+    table = tag("table", tag("caption", caption), tag("thead", *head), tag("tbody", *body))
+    return scrolled(table, caption)
+
+
+def folded(summary, *content, opened=False):
+    """Something long that is shown when it is asked for."""
+    return tag("details", tag("summary", summary), *content, open="open" if opened else None)
+
+
+# ---- What was read, and training -----------------------------------------------------------------
+
+
+def reading(screen):
+    """What was understood of the file, in the lines that the console prints."""
+    lines = [without_folder(line, screen.source) for line in screens.describe(screen)]
+    items = [
+        tag("li", line, class_="warning" if line.startswith("warning") else "") for line in lines
+    ]
+    return [tag("ul", *items)]
+
+
+def without_folder(text, path):
+    """A text in which a file goes by its name alone: a page is read on other machines."""
+    return text.replace(path, os.path.basename(path))
+
+
+def training_went(run):
+    """Seconds and losses of a run, and their figure; nothing without a log."""
+    if not run or not os.path.exists(f"{run}/log.csv"):
+        return []
+    log = pd.read_csv(f"{run}/log.csv")
+    first, last = log.iloc[0], log.iloc[-1]
+    losses = (
+        f"The loss of the expression bridge (Eq. 9) went from {first['endpoint_loss']:.3f} to "
+        f"{last['endpoint_loss']:.3f}, that of the activation bridge (Eq. 14) from "
+        f"{first['activation_loss']:.3f} to {last['activation_loss']:.3f}."
+    )
+    took = f"{counted(len(log), 'epoch')} in {log['seconds'].sum():,.0f} seconds. "
+    parts = [tag("p", took + losses)]
+    if log["unconverged"].any():
+        off = f"{log['unconverged'].sum():,} of {log['plans'].sum():,} transport plans"
+        said = f"Sinkhorn left {off} more than 1 % off their marginals."
+        parts.append(tag("p", said, class_="warning"))
+    alt = f"Two curves over the epochs. {losses}"
+    return parts + figures_of([(f"{run}/loss.png", "Losses, means over each epoch.", alt)])
+
+
+# ---- Scores --------------------------------------------------------------------------------------
+
+
+def said_of_scored(screen, rows, about, training):
+    """On what the cells were scored, in words."""
+    count = counted(len(rows), "condition")
+    if training:
+        return f"{count} that it was trained on"
+    if about is None or not rows:  # nobody says what another model has seen
+        return count
+    return what_was_predicted(screen, [tuple(row["condition"].rsplit("@", 1)) for row in rows])
+
+
+def scores(tables, squared):
+    """How to read the tables of scores, and these; the gap closed and the wins come first."""
+    colours = (
+        "Bold: the best method of a column, the floor aside. Blue: part of the gap is closed, the "
+        "deeper the more, or the model wins beyond chance (p up to 0.05); orange: the opposite."
+    )
+    if not tables:
+        return []
+    first = sorted(tables, key=lambda table: kind_of(table) not in ("gap", "conditions"))
+    texts = [tag("p", " ".join(convention(squared).split())), tag("p", colours)]
+    return texts + [score_table(table) for table in first]
+
+
+def kind_of(table):
+    """The first word of a table's title: gap, conditions (won), mean or each."""
+    return table[0].split()[0]
+
+
+def score_table(table):
+    """A table of `report.tables` with its colours."""
+    title, header, lines, *more = table
+    ranges, greyed = more or (None, ())
+    best = {i: best_of(table, i) for i in range(1, len(header))}
+    rows = []
+    for name, *texts in lines:
+        cells = []
+        for i, text in enumerate(texts, start=1):
+            shown = tag("strong", text) if name in best[i] else text
+            look = "no-range" if i in greyed else shade(table, header[i], text)
+            cells.append(tag("td", shown, class_=look))
+        rows.append([name, *cells])
+    return table_of(title, [header[0] or "method", *header[1:]], rows, ranges, greyed)
+
+
+def best_of(table, i):
+    """The names of the methods with the best number in column i; none where that means nothing."""
+    _, header, lines, *_ = table
+    if kind_of(table) == "conditions" or header[i] in ("seconds", "parameters"):
+        return []
+    numbers = {
+        name: float(texts[i - 1].split()[0])
+        for name, *texts in lines
+        if name not in ("floor", "interpolated duplicate") and texts[i - 1]
+    }
+    falls = kind_of(table) == "each" or (
+        kind_of(table) == "mean" and header[i].split()[0] in ("E", "EMD", "MMD²", "WMSE")
+    )
+    best = (min if falls else max)(numbers.values(), default=None)
+    return [name for name in numbers if numbers[name] == best]
+
+
+def shade(table, column, text):
+    """The class that colours a cell; none for what has no good and bad.
+
+    Of a gap "closed-1" to "closed-4" by quarters above 0, "opened" below; of wins that are beyond
+    chance "closed-2", of such losses "opened".
+    """
+    if not text or column in ("seconds", "parameters"):
+        return None
+    if kind_of(table) == "gap" and float(text):
+        quarter = min(4, 1 + int(4 * float(text)))
+        return f"closed-{quarter}" if float(text) > 0 else "opened"
+    if kind_of(table) == "conditions":
+        wins, conditions, p = map(float, re.split("/|, ", text))
+        if p <= 0.05:
+            return "closed-2" if wins > conditions / 2 else "opened"
+    return None
+
+
+# ---- Figures -------------------------------------------------------------------------------------
+
+
+def drawn(folder, rows, summary):
+    """The figures of a scoring, in the order in which one asks; those beyond LARGEST are named."""
+    if not rows:
+        return []
+    names = [row["condition"] for row in rows[:6]]
+    listed = [
+        (
+            "gap_closed.png",
+            "Gap closed by every method over all conditions, and by the best of them in each.",
+            said_of_gaps(rows, summary),
+        ),
+        (
+            "mean_change.png",
+            "How every gene's mean changes from the controls, predicted against measured. On the "
+            "dashed line they agree.",
+            f"A point a gene. {said_of_correlation(rows[:6], 'Pearson delta')}",
+        ),
+        *[
+            (
+                f"violin_{i}_*.png",
+                f"{row['condition']}: the genes that change most, measured and predicted.",
+                "A pair of half violins a gene, measured on the left and predicted on the right, "
+                "and the mean of the controls as a dashed line. The genes: "
+                f"{screens.some(row['top_genes'], 10)}.",
+            )
+            for i, row in enumerate(rows[:6], start=1)
+        ],
+        (
+            "activation.png",
+            "The share of cells that express each gene, predicted against measured.",
+            f"A point a gene. {said_of_correlation(rows[:6], 'activation PCC')}",
+        ),
+        (
+            "activation_map.png",
+            "Which genes are on: controls, measured and predicted cells in one map.",
+            f"Clouds of cells of {screens.some(names[:2])} on two principal components. Crosses "
+            "mark the means: the nearer the predicted one is to the measured, the better.",
+        ),
+        (
+            "pca.png",
+            "Measured cells (left) and predicted cells (right), on the same axes.",
+            f"Two clouds of cells a condition, of {screens.some(names)}, beside the controls, on "
+            "the two principal components of the measured cells.",
+        ),
+        (
+            "paths.png",
+            "How both bridges carry single control cells to a condition.",
+            "Above, the level of three genes in single cells over time from 0 to 1; below, in "
+            "which cells each gene is on.",
+        ),
+    ]
+    found = [
+        (path, caption, alt)
+        for pattern, caption, alt in listed
+        for path in glob.glob(f"{glob.escape(folder)}/{pattern}")
+    ]
+    return figures_of(found)
+
+
+def said_of_gaps(rows, summary):
+    """What the figure of the gap closed shows, for those who do not see it."""
+    gaps = {name: energy(summary, name)["gap_closed"] for name in summary}
+    order = sorted(gaps.keys() - {"control", "floor"}, key=lambda name: -gaps[name])
+    bars = ", ".join(f"{name} {gaps[name]:.2f}" for name in order)
+    nearer = sum(
+        row["scores"]["model"]["E-distance"]["all"] < row["scores"]["control"]["E-distance"]["all"]
+        for row in rows
+    )
+    return (
+        f"Bars of the gap closed: {bars}. The model's bar is right of 0 in {nearer} of "
+        f"{counted(len(rows), 'condition')}."
+    )
+
+
+def said_of_correlation(rows, metric):
+    """The correlation over genes in some conditions, by the tables of scores."""
+    values = [
+        f"{row['condition']} {row['scores']['model'][metric]['all']:.2f}"
+        for row in rows
+        if metric in row["scores"]["model"]
+    ]
+    return f"Correlation over genes, on halves of the cells: {', '.join(values)}."
+
+
+def figures_of(listed, largest=LARGEST):
+    """Figures [(path, caption, alt)], within the page as long as there is room, else named.
+
+    Those that were not drawn are left out.
+    """
+    parts = []
+    for path, caption, alt in listed:
+        if not os.path.exists(path):
+            continue
+        content = Path(path).read_bytes()
+        largest -= len(content)
+        if largest < 0:
+            parts.append(tag("p", f"{caption} See {os.path.basename(path)} in the run's folder."))
+            continue
+        image = tag(
+            "img",
+            src="data:image/png;base64," + base64.b64encode(content).decode(),
+            alt=alt,
+            # Two thirds of its pixels: sharp on fine screens, and its letters as large as the text.
+            width=int.from_bytes(content[16:20]) * 2 // 3,
+            height=int.from_bytes(content[20:24]) * 2 // 3,
+        )
+        shown = scrolled(image, f"Figure: {caption}")
+        parts.append(tag("figure", shown, tag("figcaption", caption)))
+    return parts
+
+
+# ---- Settings, and how to repeat it --------------------------------------------------------------
+
+
+def settings(about, defaults):
+    """A run's settings: those that are not the default, then all, folded."""
+    if about is None:
+        return []
+    own = json.loads(about["settings"])
+    changed = {name: own[name] for name in own if own[name] != defaults.get(name)}
+    header = ["setting", "here", "default"]
+    lines = {
+        name: [name, *(tag("td", worded(of.get(name))) for of in (own, defaults))] for name in own
+    }
+    parts = [tag("p", "All settings are the defaults.")]
+    if changed:
+        shown = [lines[name] for name in changed]
+        parts = [table_of("Settings that are not the defaults", header, shown)]
+    every = table_of("Settings of the run", header, list(lines.values()))
+    return [*parts, folded(f"All {len(own)} settings", every)]
+
+
+def worded(value):
+    """A setting's value, for a person."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value in ("", None) else str(value)
+
+
+def repeat(about, defaults, command):
+    """The commands, seed and device that made it, and the versions of what it was made with."""
+    commands = [command]
+    parts = []
+    if about is not None:
+        commands = [training_command(about, defaults), command]
+        made = f"Cells: seed {about['seed']}"
+        if "device" in about:
+            made += f", device {about['device']}"
+        parts = [tag("p", f"{made}. Files go by their names here, without their folders.")]
+    versions = {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
+    lines = [[name, tag("td", version)] for name, version in versions.items()]
+    table = table_of("Versions that scored", ["package", "version"], lines)
+    return [scrolled(tag("pre", tag("code", "\n".join(commands))), "Commands"), *parts, table]
+
+
+def training_command(about, defaults):
+    """The command line of train.py that asks for a run's data, split and settings."""
+    run = about["run"]
+    how = json.loads(about["reading"])
+    options = ["--out", run]
+    if how["path"] != os.path.abspath(f"{run}/screen.h5ad"):  # else it was simulated
+        options = ["--data", os.path.basename(how["path"]), *options]
+    for condition in how.get("test", ()):
+        options += ["--test", condition]
+    for name in screens.COLUMNS:
+        if how.get(name):
+            options += [screens.flag(name), how[name]]
+    for name, value in json.loads(about["settings"]).items():
+        if value != defaults.get(name):
+            options += option_of_setting(name, value)
+    return shlex.join(["python", "train.py", *map(str, options)])
+
+
+def option_of_setting(name, value):
+    """The words on a command line that give a setting a value."""
+    if isinstance(value, bool):
+        return [screens.flag(name if value else f"no_{name}")]
+    return [screens.flag(name), value]
