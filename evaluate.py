@@ -464,7 +464,8 @@ def say_what_is_not_scored(screen, predicted, scored):
     if len(scored) < len(predicted):
         left_out = sorted(predicted.keys() - set(scored))
         names = screens.some(map("@".join, left_out))
-        print(f"not scored, fewer than {FEWEST} measured, 2 control or 2 predicted cells: {names}")
+        few = f"fewer than {FEWEST} measured, 2 control or 2 predicted cells"
+        say(screen, f"not scored, {few}: {names}")
     if not scored:
         raise InputError(
             f"{screen.source}: no condition has {FEWEST} measured, 2 control and 2 predicted "
@@ -557,7 +558,9 @@ def read_predicted(path, screen):
     label = condition_labels(adata.obs, path)
     X = screens.log1p_csr(adata.X, path, counts=False)[0][:, columns]
     if (X.data == np.round(X.data)).all() and not (screen.X.data == np.round(screen.X.data)).all():
-        print(f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is")
+        say(
+            screen, f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is"
+        )
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):
@@ -584,10 +587,17 @@ def say_what_was_measured(screen, predicted, path):
         measured = {row.tobytes() for row in screen.dense(screen.groups[key])}
         copied += sum(row.tobytes() in measured for row in cells.toarray() if row.any())
     if copied:
-        print(
+        say(
+            screen,
             f"warning: {path}: {copied:,} predicted cells are measured cells of the condition that "
-            "they predict, to the digit"
+            "they predict, to the digit",
         )
+
+
+def say(screen, line):
+    """Print a line on a screen, and keep it for the report."""
+    print(line)
+    screen.found.append(line)
 
 
 def columns_of(names, path, screen):
@@ -703,9 +713,11 @@ def evaluate_run(
         out = out or run
         screen = screen or screen_of_run(predicted)
         cells = read_predicted(predicted, screen)
+        about = origin_of(predicted)
         if not training:
             check_held_out(screen, cells, predicted)
     else:
+        about = None
         out = out or os.path.splitext(predicted)[0] + "_scores"
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
@@ -733,11 +745,13 @@ def evaluate_run(
         screen,
         predicted,
         run,
+        about,
         command or f"python evaluate.py {run}",
         rows=rows,
         summary=summary,
         tables=tables,
         figures=figures,
+        genes=genes_beside(predicted),
         training=training,
         squared=squared,
     )
@@ -745,18 +759,35 @@ def evaluate_run(
     return summary
 
 
-def write_report(path, screen, predicted, run, command, **scored):
+def genes_beside(predicted):
+    """The table of genes that sample.py wrote beside predicted cells, or None."""
+    path = f"{os.path.splitext(predicted)[0]}_genes.csv"
+    return pd.read_csv(path) if os.path.exists(path) else None
+
+
+def write_report(path, screen, predicted, run, about, command, **scored):
     """Write the page of predicted cells, an h5ad, and print its verdict.
 
-    run: the folder of their run, or None; command: what scores them; scored: of `write_page`, what
-    came out, if anything was scored.
+    run, about: the folder of their run, and what they say of it; or None. command: what scores
+    them; scored: of `write_page`, what came out, if anything was scored.
     """
-    about = screens.open_h5ad(predicted).uns["departures"] if run else None
     title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
     print(textwrap.fill(" ".join(sentences), 100))
     print(f"report: {path}")
+
+
+def origin_of(predicted):
+    """What predicted cells say of the run that made them: run, seed, device, settings, reading."""
+    about = screens.open_h5ad(predicted).uns["departures"]
+    try:
+        parts = {name: json.loads(about[name]) for name in ("settings", "reading")}
+        return {**about, **parts, "run": str(about["run"]), "seed": int(about["seed"])}
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{predicted}: damaged, it does not say which run made it; sample again"
+        ) from error
 
 
 def train_rivals(names, run, screen, seed, device):
@@ -827,7 +858,10 @@ def shared_genes(path, screen):
     if len(columns) < 2:
         raise InputError(f"{path}: its genes are not those of {screen.source}")
     if len(columns) < len(screen.genes):
-        print(f"scored on the {len(columns):,} genes of {len(screen.genes):,} that {path} holds")
+        say(
+            screen,
+            f"scored on the {len(columns):,} genes of {len(screen.genes):,} that {path} holds",
+        )
     return screens.take_genes(screen, columns)
 
 

@@ -808,8 +808,10 @@ def train_sample_and_score(run, device, verbose=False):
     if any(len(run.screen.groups[key]) >= evaluate.FEWEST for key in run.screen.held_out):
         evaluate.evaluate_run(run.out, screen=run.screen, verbose=verbose)
     else:
-        command = f"python sample.py {run.out}"
-        evaluate.write_report(f"{run.out}/report.html", run.screen, predicted, run.out, command)
+        about = evaluate.origin_of(predicted)
+        again = f"python sample.py {run.out}"
+        page = f"{run.out}/report.html"
+        evaluate.write_report(page, run.screen, predicted, run.out, about, again)
 
 
 def begin(args, device):

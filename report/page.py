@@ -5,7 +5,6 @@ Elements are made by `tag`, which escapes whatever text it is given; their look 
 
 import base64
 import glob
-import json
 import os
 import platform
 import re
@@ -17,11 +16,15 @@ from xml.etree import ElementTree
 import pandas as pd
 
 import screens
+from report.scores import gap_of
 from report.tables import convention
-from report.verdict import counted, energy, verdict, what_was_predicted
+from report.verdict import best_rival, counted, energy, verdict, what_was_predicted
 
 STYLE = Path(__file__).with_suffix(".css")
 LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third more
+MOST = 40  # conditions whose genes are shown
+MOST_LINES = 200  # conditions whose distances are shown
+NEVER = 20  # doublings; larger ones come from the pseudocount of report/genes.py
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
 
 
@@ -37,6 +40,7 @@ def write_page(
     summary=None,
     tables=(),
     figures="",
+    genes=None,
     training=False,
     squared=False,
 ):
@@ -44,15 +48,17 @@ def write_page(
 
     run: the folder of their run; about: what its predicted.h5ad says of itself; both None for
     another model's cells. defaults: {name: value} of a run's settings; command: what repeats the
-    scoring. rows, summary: of `evaluate`; tables: of `report.tables`; figures: their folder;
-    training: whether training conditions were scored; without rows, nothing was.
+    scoring. rows, summary: of `evaluate`; tables: of `report.tables`; figures: their folder; genes:
+    what changes in every condition, as predicted_genes.csv; training: whether training conditions
+    were scored. Without rows, nothing was.
     """
     sentences = verdict(said_of_scored(screen, rows, about, training), rows, summary)
     sections = {
         "What was read and held out": reading(screen),
         "How training went": training_went(run),
-        "Scores": scores(tables, squared),
+        "Scores": scores(tables, squared, rows, summary),
         "Figures": drawn(figures, rows, summary),
+        "Which genes change": genes_of(genes),
         "Settings": settings(about, defaults),
         "How to repeat it": repeat(about, defaults, command),
     }
@@ -203,7 +209,7 @@ def said_of_scored(screen, rows, about, training):
     return what_was_predicted(screen, [tuple(row["condition"].rsplit("@", 1)) for row in rows])
 
 
-def scores(tables, squared):
+def scores(tables, squared, rows, summary):
     """How to read the tables of scores, and these; the gap closed and the wins come first."""
     colours = (
         "Bold: the best method of a column, the floor aside. Blue: part of the gap is closed, the "
@@ -213,7 +219,7 @@ def scores(tables, squared):
         return []
     first = sorted(tables, key=lambda table: kind_of(table) not in ("gap", "conditions"))
     texts = [tag("p", " ".join(convention(squared).split())), tag("p", colours)]
-    return texts + [score_table(table) for table in first]
+    return [*texts, *map(score_table, first), condition_table(rows, best_rival(summary))]
 
 
 def kind_of(table):
@@ -245,7 +251,8 @@ def best_of(table, i):
     numbers = {
         name: float(texts[i - 1].split()[0])
         for name, *texts in lines
-        if name not in ("floor", "interpolated duplicate") and texts[i - 1]
+        if name not in ("ceiling", "interpolated duplicate", "floor")
+        and re.match(r"-?\d", texts[i - 1])
     }
     falls = kind_of(table) == "each" or (
         kind_of(table) == "mean" and header[i].split()[0] in ("E", "EMD", "MMD²", "WMSE")
@@ -257,19 +264,43 @@ def best_of(table, i):
 def shade(table, column, text):
     """The class that colours a cell; none for what has no good and bad.
 
-    Of a gap "closed-1" to "closed-4" by quarters above 0, "opened" below; of wins that are beyond
-    chance "closed-2", of such losses "opened".
+    Of a gap `shade_of_gap`; of wins that are beyond chance "closed-2", of such losses "opened".
     """
     if not text or column in ("seconds", "parameters"):
         return None
-    if kind_of(table) == "gap" and float(text):
-        quarter = min(4, 1 + int(4 * float(text)))
-        return f"closed-{quarter}" if float(text) > 0 else "opened"
+    if kind_of(table) == "gap":
+        return shade_of_gap(float(text))
     if kind_of(table) == "conditions":
         wins, conditions, p = map(float, re.split("/|, ", text))
         if p <= 0.05:
             return "closed-2" if wins > conditions / 2 else "opened"
     return None
+
+
+def shade_of_gap(gap):
+    """The class that colours a gap closed: by quarters above 0, or below."""
+    if gap > 0:
+        return f"closed-{min(4, 1 + int(4 * gap))}"
+    return "opened" if gap < 0 else None
+
+
+def condition_table(rows, rival):
+    """Every condition's E-distances over all genes, and the gap that the model closes, folded."""
+    methods = [name for name in ("control", rival, "model", "floor") if name]
+    lines = []
+    for row in rows[:MOST_LINES]:
+        cells = [tag("td", f"{row['cells']:,}")]
+        for name in methods:
+            scored = row["scores"].get(name)
+            cells.append(tag("td", f"{scored['E-distance']['all']:.3f}" if scored else ""))
+        gap = gap_of(row["scores"], "model")
+        closed = f"{gap:.2f}" if gap == gap else "no gap"
+        cells.append(tag("td", closed, class_=shade_of_gap(gap)))
+        mark = " (hardly differs from the controls)" if row.get("nothing") else ""
+        lines.append([row["condition"] + mark, *cells])
+    header = ["condition", "cells", *methods, "gap closed"]
+    table = table_of("E-distance over all genes, condition by condition", header, lines)
+    return folded(f"{counted(len(lines), 'condition')}, those that change most first", table)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -386,6 +417,70 @@ def figures_of(listed, largest=LARGEST):
     return parts
 
 
+# ---- Genes ---------------------------------------------------------------------------------------
+
+
+def genes_of(table):
+    """The genes whose change stands out most, in every condition; nothing without a table."""
+    if table is None or not len(table):
+        return []
+    conditions = list(dict.fromkeys(table["condition"]))
+    said = (
+        "Of every condition the ten genes whose predicted change stands out most, by Welch's t "
+        "against the controls, from those that rise to those that fall. Means are of log1p "
+        "expression, fold changes of the means without the logarithm; on or off: the controls or "
+        "the cells never express the gene. p is adjusted over all genes; that of predicted cells "
+        "falls the more cells are asked for."
+    )
+    parts = [tag("p", said)]
+    shown = table[table["condition"].isin(conditions[:MOST])]
+    for name, rows in shown.groupby("condition", sort=False):
+        parts.append(genes_of_condition(name, rows, opened=name == conditions[0]))
+    if len(conditions) > MOST:
+        more = f"{counted(len(conditions) - MOST, 'more condition')}: in predicted_genes.csv."
+        parts.append(tag("p", more))
+    return parts
+
+
+def genes_of_condition(name, rows, opened):
+    """The ten strongest genes of a condition, folded, and how many of the sure ones are right."""
+    rows = rows.loc[sorted(rows["score"].abs().nlargest(10).index)]
+    sure = rows[rows["p_adjusted"] < 0.05]
+    said = f"{name}: {len(sure)} of {len(rows)} with p < 0.05"
+    header = ["gene", "controls", "predicted", "log2 fold", "p"]
+    columns = [("control_mean", level), ("predicted_mean", level)]
+    columns += [("log2_fold_change", fold), ("p_adjusted", chance)]
+    if "measured_mean" in rows and rows["measured_mean"].notna().all():
+        right = (sure["log2_fold_change"] * sure["measured_log2_fold_change"] > 0).sum()
+        said += f", {right} of these go the same way in the measured cells"
+        header += ["measured", "log2 fold, measured", "p, measured"]
+        columns += [("measured_mean", level), ("measured_log2_fold_change", fold)]
+        columns += [("measured_p_adjusted", chance)]
+    lines = [
+        [row["gene"], *(tag("td", write(row[column])) for column, write in columns)]
+        for row in rows.to_dict("records")
+    ]
+    table = table_of(f"{name}: the genes whose change stands out most", header, lines)
+    return folded(said, table, opened=opened)
+
+
+def chance(p):
+    """A p-value, for a person."""
+    return f"{p:.1g}"
+
+
+def level(mean):
+    """A mean, for a person."""
+    return f"{mean:.2f}"
+
+
+def fold(change):
+    """A log2 fold change, for a person; beyond NEVER one side never expresses the gene."""
+    if abs(change) > NEVER:
+        return "on" if change > 0 else "off"
+    return f"{change:+.2f}"
+
+
 # ---- Settings, and how to repeat it --------------------------------------------------------------
 
 
@@ -393,7 +488,7 @@ def settings(about, defaults):
     """A run's settings: those that are not the default, then all, folded."""
     if about is None:
         return []
-    own = json.loads(about["settings"])
+    own = about["settings"]
     changed = {name: own[name] for name in own if own[name] != defaults.get(name)}
     header = ["setting", "here", "default"]
     lines = {
@@ -433,7 +528,7 @@ def repeat(about, defaults, command):
 def training_command(about, defaults):
     """The command line of train.py that asks for a run's data, split and settings."""
     run = about["run"]
-    how = json.loads(about["reading"])
+    how = about["reading"]
     options = ["--out", run]
     if how["path"] != os.path.abspath(f"{run}/screen.h5ad"):  # else it was simulated
         options = ["--data", os.path.basename(how["path"]), *options]
@@ -442,7 +537,7 @@ def training_command(about, defaults):
     for name in screens.COLUMNS:
         if how.get(name):
             options += [screens.flag(name), how[name]]
-    for name, value in json.loads(about["settings"]).items():
+    for name, value in about["settings"].items():
         if value != defaults.get(name):
             options += option_of_setting(name, value)
     return shlex.join(["python", "train.py", *map(str, options)])

@@ -1,11 +1,11 @@
 """report.html: well-formed, readable, honest, and one file; what the console says of it."""
 
-import json
 import re
 import shlex
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import evaluate
@@ -148,8 +148,8 @@ ABOUT = {
     "run": "runs/x y",
     "seed": 3,
     "device": "cpu",
-    "settings": json.dumps({**sample.default_settings(), "sigma": 0.5, "anchor": False}),
-    "reading": json.dumps({"path": "/secret/odd.h5ad", "test": [ODD], "layer": "counts"}),
+    "settings": {**sample.default_settings(), "sigma": 0.5, "anchor": False},
+    "reading": {"path": "/secret/odd.h5ad", "test": [ODD], "layer": "counts"},
 }
 
 
@@ -196,7 +196,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def written(folder, run=True, rows=None):
+def genes_of(n, measured=True):
+    """A table of genes of ODD: the first rises most surely, the last falls; half of p < 0.05."""
+    score = np.linspace(9, -9, n)
+    table = pd.DataFrame({"condition": ODD, "gene": [f"<g{i}>" for i in range(n)], "score": score})
+    table = table.assign(control_mean=1.0, predicted_mean=2.0, log2_fold_change=score / 4)
+    table["p_adjusted"] = np.where(np.abs(score) > 4.5, 0.01, 0.5)
+    table.loc[0, "log2_fold_change"] = 30.1
+    if measured:
+        table = table.assign(measured_mean=1.5, measured_log2_fold_change=0.25)
+        table["measured_p_adjusted"] = 0.2
+    return table
+
+
+def written(folder, run=True, rows=None, genes=None):
     """The page of a screen with an odd condition, as a `Reader`."""
     screen = screen_of([ODD, "B@x"], [ODD])
     screen.source = "/secret/odd.h5ad"
@@ -215,6 +228,7 @@ def written(folder, run=True, rows=None):
         summary=summary,
         tables=make_tables(summary, rows) if rows else (),
         figures=str(folder / "figures"),
+        genes=genes,
     )
     return Reader(folder / "report.html")
 
@@ -307,6 +321,27 @@ def test_the_best_of_a_column_is_bold_and_the_gap_is_coloured(folder, shown):
     assert "strong" not in line["model"] + line["floor"]
 
 
+def test_the_strongest_genes_of_a_condition_are_shown(folder):
+    """In the table's order; of the sure ones those that go up are right."""
+    text = written(folder, genes=genes_of(20)).text
+    lines = text.split("the genes whose change stands out most")[1].split("Settings")[0]
+    assert re.findall("<g(\\d+)>", lines) == [str(i) for i in (*range(5), *range(15, 20))]
+    assert f"{ODD}: 10 of 10 with p < 0.05, 5 of these go the same way in the measured" in text
+    assert "<g0>1.002.00on0.011.50+0.250.2" in lines
+
+
+def test_genes_that_were_not_measured_have_a_table_without(folder):
+    text = written(folder, genes=genes_of(4, measured=False)).text
+    assert f"{ODD}: 2 of 4 with p < 0.05" in text and "same way" not in text
+
+
+def test_every_condition_has_its_line(folder, shown):
+    """Its cells, distances, and the gap that the model closes."""
+    lines = shown.text.split("condition by condition")[1]
+    assert lines.startswith("conditioncellscontrollinearmodelfloorgap closed")
+    assert f"{ODD}301.0000.7000.4000.1000.67B@x301.0000.2000.6000.1000.44" in lines
+
+
 def test_another_models_cells_have_a_page_without_training(folder):
     """The contents leave out what is not known."""
     shown = written(folder, run=False)
@@ -393,6 +428,7 @@ def test_the_report_of_any_models_cells_says_how_it_is_made_again(
     command = "evaluate.py --predicted theirs.h5ad --data truth.h5ad --report theirs.html"
     assert f"python {command}" in text
     assert "How training went" not in text and "Settings" not in text
+    assert "80 predicted cells are measured cells" in text
 
 
 def test_verbose_prints_the_tables_too(theirs, monkeypatch, capsys):
