@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 
 import screens
@@ -41,6 +42,7 @@ def write_page(
     tables=(),
     figures="",
     genes=None,
+    trust=None,
     training=False,
     squared=False,
 ):
@@ -49,8 +51,8 @@ def write_page(
     run: the folder of their run; about: what its predicted.h5ad says of itself; both None for
     another model's cells. defaults: {name: value} of a run's settings; command: what repeats the
     scoring. rows, summary: of `evaluate`; tables: of `report.tables`; figures: their folder; genes:
-    what changes in every condition, as predicted_genes.csv; training: whether training conditions
-    were scored. Without rows, nothing was.
+    what changes in every condition, as predicted_genes.csv; trust: how far to trust each, as
+    trust.csv; training: whether training conditions were scored. Without rows, nothing was.
     """
     sentences = verdict(said_of_scored(screen, rows, about, training), rows, summary)
     sections = {
@@ -59,6 +61,7 @@ def write_page(
         "Scores": scores(tables, squared, rows, summary),
         "Figures": drawn(figures, rows, summary),
         "Which genes change": genes_of(genes),
+        "How far to trust each": trust_of(trust, rows, figures),
         "Settings": settings(about, defaults),
         "How to repeat it": repeat(about, defaults, command),
     }
@@ -479,6 +482,48 @@ def fold(change):
     if abs(change) > NEVER:
         return "on" if change > 0 else "off"
     return f"{change:+.2f}"
+
+
+# ---- Trust ---------------------------------------------------------------------------------------
+
+
+def trust_of(table, rows, figures):
+    """What each prediction rests on, and how far off to expect it; nothing without a table."""
+    if table is None or not len(table):
+        return []
+    said = (
+        "What the model knew of a condition before anybody measured it, and how far from the "
+        "measured cells to expect its cells, as an E-distance: half of the training conditions "
+        "that were left out and asked the same kind of question fell between the two bounds."
+    )
+    found = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+    header = ["condition", "targets", "rests on", "nearest in training", "moves cells by"]
+    header += ["expected error", "half fall in", *(["error"] if found else []), "hardly told from"]
+    lines = []
+    for row in table.head(MOST_LINES).to_dict("records"):
+        texts = [row["targets"], row["rests_on"], row["nearest"], known(row["size"])]
+        texts += [known(row["expected"]), f"{known(row['low'])} to {known(row['high'])}"]
+        if found:
+            texts.append(known(found.get(row["condition"], np.nan)))
+        texts.append(row["alike"])
+        lines.append([row["condition"], *(tag("td", text) for text in texts)])
+    parts = [tag("p", said)]
+    alike = (table["alike"] != "").sum()
+    if alike:
+        warning = (
+            f"{alike:,} of {counted(len(table), 'prediction')} can hardly be told from another: "
+            "what is said of one holds of the other as well."
+        )
+        parts.append(tag("p", warning, class_="warning"))
+    parts.append(table_of("How far to trust each prediction", header, lines))
+    alt = "A point a condition: the higher, the larger the error, and the line is where both agree."
+    caption = "Expected against actual error of the held-out conditions."
+    return parts + figures_of([(f"{figures}/expected_error.png", caption, alt)])
+
+
+def known(value):
+    """A distance, for a person."""
+    return "unknown" if np.isnan(value) else f"{value:.2f}"
 
 
 # ---- Settings, and how to repeat it --------------------------------------------------------------
