@@ -502,7 +502,8 @@ def trust_of(table, rows, figures):
     lines = []
     for row in table.head(MOST_LINES).to_dict("records"):
         texts = [row["targets"], row["rests_on"], row["nearest"], known(row["size"])]
-        texts += [known(row["expected"]), f"{known(row['low'])} to {known(row['high'])}"]
+        between = "" if np.isnan(row["expected"]) else f"{row['low']:.2f} to {row['high']:.2f}"
+        texts += [known(row["expected"]), between]
         if found:
             texts.append(known(found.get(row["condition"], np.nan)))
         texts.append(row["alike"])

@@ -50,7 +50,7 @@ LOST = (0.7, 0.4)
 
 def test_a_model_that_wins():
     """The gap that it closes, the rival's, in how many conditions, and where it does not."""
-    gap, rival, worse = said(rows_of(*[WON] * 9, LOST))
+    gap, rival, worse = said(rows_of(*[WON] * 9, LOST, LAOT=0.95))
     model = np.mean([0.4] * 9 + [0.7])
     assert f"On 12 genes the model closes {(1 - model) / 0.9:.2f} of the gap between" in gap
     assert rival == "It is better than linear, the best rival (0.37), in 9 of 10 conditions " + (
@@ -154,7 +154,10 @@ ABOUT = {
 
 
 class Reader(HTMLParser):
-    """What a browser would find in a page: elements in order, and text; every tag is closed."""
+    """What a browser would find in a page: elements in order, and text; every tag is closed.
+
+    `page` is all that stands in the file.
+    """
 
     VOID = {"meta", "img"}
 
@@ -163,7 +166,8 @@ class Reader(HTMLParser):
         self.open = []
         self.elements = []  # (tag, attributes, tags around it)
         self.text = ""
-        self.feed(path.read_text())
+        self.page = path.read_text()
+        self.feed(self.page)
         self.close()
         assert self.open == []
 
@@ -209,7 +213,22 @@ def genes_of(n, measured=True):
     return table
 
 
-def written(folder, run=True, rows=None, genes=None):
+TRUST = pd.DataFrame(
+    {
+        "condition": [ODD, "C@x"],
+        "targets": ["unseen", "seen here"],
+        "rests_on": ["gene network", "memory"],
+        "nearest": ["B@x", "B@y"],
+        "size": [0.8, 0.5],
+        "expected": [0.25, np.nan],
+        "low": [0.125, np.nan],
+        "high": [0.375, np.nan],
+        "alike": ["C@x", ""],
+    }
+)
+
+
+def written(folder, run=True, rows=None, **more):
     """The page of a screen with an odd condition, as a `Reader`."""
     screen = screen_of([ODD, "B@x"], [ODD])
     screen.source = "/secret/odd.h5ad"
@@ -228,7 +247,7 @@ def written(folder, run=True, rows=None, genes=None):
         summary=summary,
         tables=make_tables(summary, rows) if rows else (),
         figures=str(folder / "figures"),
-        genes=genes,
+        **more,
     )
     return Reader(folder / "report.html")
 
@@ -238,12 +257,11 @@ def shown(folder):
     return written(folder)
 
 
-def test_the_page_is_one_file_without_a_script(folder, shown):
+def test_the_page_is_one_file_without_a_script(shown):
     """Nothing is fetched; figures are in it."""
     names = {tag for tag, _, _ in shown.elements}
     assert not names & {"script", "link", "iframe", "object"}
-    text = (folder / "report.html").read_text()
-    assert not re.search(r"https?:|url\(|@import|src=\"(?!data:image/png;base64,)", text)
+    assert not re.search(r"https?:|url\(|@import|src=\"(?!data:image/png;base64,)", shown.page)
     assert len(shown.all("img")) == len(FIGURES) + 1
 
 
@@ -280,7 +298,7 @@ def test_what_is_wide_scrolls_in_its_own_box(shown):
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in boxes)
 
 
-def test_labels_of_the_file_are_shown_as_they_are(folder, shown):
+def test_labels_of_the_file_are_shown_as_they_are(shown):
     """A condition that looks like HTML; in texts, attributes, tables and commands."""
     assert not {"b", "u", "i"} & {tag for tag, _, _ in shown.elements}
     for place in (f"<u>{ODD}</u>", "<i>odd</i>", shlex.quote(ODD)):
@@ -288,8 +306,8 @@ def test_labels_of_the_file_are_shown_as_they_are(folder, shown):
     assert any(ODD in image["alt"] for image in shown.all("img"))
 
 
-def test_the_page_names_no_folder_of_the_data(folder, shown):
-    assert "/secret" not in (folder / "report.html").read_text()
+def test_the_page_names_no_folder_of_the_data(shown):
+    assert "/secret" not in shown.page
     assert "odd.h5ad: 8 cells" in shown.text
 
 
@@ -311,22 +329,32 @@ def test_the_page_says_how_training_went(shown):
     assert "Sinkhorn left 1 of 14 transport plans more than 1 % off" in shown.text
 
 
-def test_the_best_of_a_column_is_bold_and_the_gap_is_coloured(folder, shown):
-    """Of the rows of the gap: linear 0.61, the model 0.56, the floor 1."""
-    text = (folder / "report.html").read_text()
-    table = re.search(r"<caption>gap closed.*?</table>", text, re.DOTALL)[0]
-    line = {re.search('row">(.*?)<', row)[1]: row for row in table.split("<tr>")[2:]}
-    assert '<td class="closed-3"><strong>0.611</strong></td>' in line["linear"]
-    assert '<td class="closed-3">0.556</td>' in line["model"]
-    assert "strong" not in line["model"] + line["floor"]
+def lines_of(page, caption):
+    """{name: HTML} of the lines of the first table with such a caption."""
+    table = re.search(f"<caption>{caption}.*?</table>", page, re.DOTALL)[0]
+    return {re.search('row">(.*?)<', line)[1]: line for line in table.split("<tr>")[2:]}
+
+
+def test_the_best_of_a_column_is_bold(shown):
+    """Of distances the smallest, of gaps the largest; the floor is no method."""
+    for caption, best in (("gap closed", "0.611"), ("mean ±", "0.450 ± 0.250")):
+        lines = lines_of(shown.page, caption)
+        assert f"<strong>{best}</strong>" in lines["linear"]
+        assert "strong" not in lines["model"] + lines["floor"]
+
+
+def test_the_gap_closed_is_coloured_by_quarters(shown):
+    lines = lines_of(shown.page, "gap closed")
+    assert '<td class="closed-3">0.556</td>' in lines["model"]
+    assert '<td class="closed-4">1.000</td>' in lines["floor"]
 
 
 def test_the_strongest_genes_of_a_condition_are_shown(folder):
-    """In the table's order; of the sure ones those that go up are right."""
-    text = written(folder, genes=genes_of(20)).text
+    """In the table's order; of those that are sure, the ones that go up are right."""
+    text = written(folder, genes=genes_of(14)).text
     lines = text.split("the genes whose change stands out most")[1].split("Settings")[0]
-    assert re.findall("<g(\\d+)>", lines) == [str(i) for i in (*range(5), *range(15, 20))]
-    assert f"{ODD}: 10 of 10 with p < 0.05, 5 of these go the same way in the measured" in text
+    assert re.findall("<g(\\d+)>", lines) == [str(i) for i in (*range(5), *range(9, 14))]
+    assert f"{ODD}: 8 of 10 with p < 0.05, 4 of these go the same way in the measured" in text
     assert "<g0>1.002.00on0.011.50+0.250.2" in lines
 
 
@@ -335,7 +363,15 @@ def test_genes_that_were_not_measured_have_a_table_without(folder):
     assert f"{ODD}: 2 of 4 with p < 0.05" in text and "same way" not in text
 
 
-def test_every_condition_has_its_line(folder, shown):
+def test_how_far_to_trust_each_is_said(folder):
+    """What was expected, beside the error that came out; what is not known is not made up."""
+    text = written(folder, trust=TRUST).text
+    assert f"{ODD}unseengene networkB@x0.800.250.12 to 0.380.40C@x" in text
+    assert "C@xseen herememoryB@y0.50unknownunknown" in text
+    assert "1 of 2 predictions can hardly be told from another" in text
+
+
+def test_every_condition_has_its_line(shown):
     """Its cells, distances, and the gap that the model closes."""
     lines = shown.text.split("condition by condition")[1]
     assert lines.startswith("conditioncellscontrollinearmodelfloorgap closed")
@@ -420,9 +456,8 @@ def test_the_console_says_the_verdict_and_where_the_report_is(theirs, monkeypatc
     assert "\nreport: theirs.html\n" in printed
 
 
-def test_the_report_of_any_models_cells_says_how_it_is_made_again(
-    theirs, tmp_path, monkeypatch, capsys
-):
+def test_any_models_cells_have_a_report(theirs, tmp_path, monkeypatch, capsys):
+    """It says how it is made again, that cells were copied, and nothing of training."""
     scored(monkeypatch, capsys, "--report", "theirs.html")
     text = Reader(tmp_path / "theirs.html").text
     command = "evaluate.py --predicted theirs.h5ad --data truth.h5ad --report theirs.html"
