@@ -243,6 +243,9 @@ def score_table(table):
             look = "no-range" if i in greyed else shade(table, header[i], text)
             cells.append(tag("td", shown, class_=look))
         rows.append([name, *cells])
+    if kind_of(table) == "mean":  # several tables have this title
+        metrics = dict.fromkeys(name.rsplit(" ", 1)[0] for name in header[1:])
+        title += f": {', '.join(metrics)}"
     return table_of(title, [header[0] or "method", *header[1:]], rows, ranges, greyed)
 
 
