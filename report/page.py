@@ -65,7 +65,7 @@ def write_page(
         "Settings": settings(about, defaults),
         "How to repeat it": repeat(about, defaults, command),
     }
-    body = page_of(title, sentences, {name: parts for name, parts in sections.items() if parts})
+    body = page_of(title, sentences, said_of_nothing(rows), sections)
     screens.save(path, html(title, body).encode())
     return sentences
 
@@ -106,8 +106,9 @@ def html(title, body):
     return "<!doctype html>\n" + ElementTree.tostring(root, "unicode", method="html")
 
 
-def page_of(title, sentences, sections):
-    """The body: title, verdict, contents, sections {heading: elements}."""
+def page_of(title, sentences, notes, sections):
+    """The body: title, verdict, notes on it, contents, sections {heading: elements}, if any."""
+    sections = {name: parts for name, parts in sections.items() if parts}
     links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name in sections]
     note = (
         "By the E-distance over all genes. The gap is that between untouched control cells (0) and "
@@ -120,6 +121,7 @@ def page_of(title, sentences, sections):
             tag("h1", title),
             tag("section", *[tag("p", text) for text in sentences], class_="verdict"),
             tag("p", note, class_="note"),
+            *notes,
             tag("nav", tag("ul", *links), aria_label="Contents"),
             *[
                 tag("section", tag("h2", name, id=anchor(name)), *parts)
@@ -212,17 +214,35 @@ def said_of_scored(screen, rows, about, training):
     return what_was_predicted(screen, [tuple(row["condition"].rsplit("@", 1)) for row in rows])
 
 
+def said_of_nothing(rows):
+    """A warning of the conditions that do nothing which their cells could show."""
+    names = [row["condition"] for row in rows if row.get("nothing")]
+    if not names:
+        return []
+    said = (
+        f"In {len(names)} of {counted(len(rows), 'condition')} the measured cells are as near to "
+        f"the controls as chance has it: no score of these means much ({screens.some(names, 4)})."
+    )
+    return [tag("p", said, class_="warning")]
+
+
 def scores(tables, squared, rows, summary):
     """How to read the tables of scores, and these; the gap closed and the wins come first."""
     colours = (
         "Bold: the best method of a column, the floor aside. Blue: part of the gap is closed, the "
-        "deeper the more, or the model wins beyond chance (p up to 0.05); orange: the opposite."
+        "deeper the more, or the model wins beyond chance (p up to 0.05); orange: the opposite. "
+        "Grey: the metric has no range on this screen, and says nothing."
     )
     if not tables:
         return []
     first = sorted(tables, key=lambda table: kind_of(table) not in ("gap", "conditions"))
-    texts = [tag("p", " ".join(convention(squared).split())), tag("p", colours)]
-    return [*texts, *map(score_table, first), condition_table(rows, best_rival(summary))]
+    made = folded("How these scores are made", tag("p", " ".join(convention(squared).split())))
+    return [
+        tag("p", colours),
+        made,
+        *map(score_table, first),
+        condition_table(rows, best_rival(summary)),
+    ]
 
 
 def kind_of(table):
@@ -245,7 +265,7 @@ def score_table(table):
         rows.append([name, *cells])
     if kind_of(table) == "mean":  # several tables have this title
         metrics = dict.fromkeys(name.rsplit(" ", 1)[0] for name in header[1:])
-        title += f": {', '.join(metrics)}"
+        title = f"{', '.join(metrics)}: {title}"
     return table_of(title, [header[0] or "method", *header[1:]], rows, ranges, greyed)
 
 

@@ -329,6 +329,15 @@ def test_the_page_says_how_training_went(shown):
     assert "Sinkhorn left 1 of 14 transport plans more than 1 % off" in shown.text
 
 
+def test_conditions_that_do_nothing_are_named(folder):
+    """As the scoring marked them; else nothing is said."""
+    rows = [{**row_of(ODD, 0.4), "nothing": True}, {**row_of("B@x", 0.6), "nothing": False}]
+    said = "In 1 of 2 conditions the measured cells are as near to the controls as chance has it"
+    text = written(folder, rows=rows).text
+    assert said in text and f"({ODD})" in text and f"{ODD} (hardly differs" in text
+    assert "as chance has it" not in written(folder, rows=[row_of(ODD, 0.4)]).text
+
+
 def lines_of(page, caption):
     """{name: HTML} of the lines of the first table with such a caption."""
     table = re.search(f"<caption>{caption}.*?</table>", page, re.DOTALL)[0]
@@ -337,7 +346,7 @@ def lines_of(page, caption):
 
 def test_the_best_of_a_column_is_bold(shown):
     """Of distances the smallest, of gaps the largest; the floor is no method."""
-    for caption, best in (("gap closed", "0.611"), ("mean ±", "0.450 ± 0.250")):
+    for caption, best in (("gap closed", "0.611"), ("E, EMD: mean ±", "0.450 ± 0.250")):
         lines = lines_of(shown.page, caption)
         assert f"<strong>{best}</strong>" in lines["linear"]
         assert "strong" not in lines["model"] + lines["floor"]
