@@ -138,7 +138,7 @@ def anchor(name):
 
 def scrolled(element, label):
     """An element in a box of its own, which scrolls, by keyboard too, where it is too wide."""
-    return tag("div", element, class_="scroll", tabindex="0", role="region", aria_label=label)
+    return tag("div", element, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
 def table_of(caption, header, lines, ranges=None, greyed=()):

@@ -295,7 +295,7 @@ def test_what_is_wide_scrolls_in_its_own_box(shown):
     boxes = [a for a in shown.all("div") if a["class"] == "scroll"]
     assert len(boxes) == len(wide)
     assert all(around[-1] == "div" for _, around in wide)
-    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in boxes)
+    assert all(a["tabindex"] == "0" and a["role"] == "group" and a["aria-label"] for a in boxes)
 
 
 def test_labels_of_the_file_are_shown_as_they_are(shown):
