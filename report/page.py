@@ -65,7 +65,7 @@ def write_page(
         "Settings": settings(about, defaults),
         "How to repeat it": repeat(about, defaults, command),
     }
-    body = page_of(title, sentences, said_of_nothing(rows), sections)
+    body = page_of(title, sentences, notes_on(rows), sections)
     screens.save(path, html(title, body).encode())
     return sentences
 
@@ -110,17 +110,12 @@ def page_of(title, sentences, notes, sections):
     """The body: title, verdict, notes on it, contents, sections {heading: elements}, if any."""
     sections = {name: parts for name, parts in sections.items() if parts}
     links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name in sections]
-    note = (
-        "By the E-distance over all genes. The gap is that between untouched control cells (0) and "
-        "another half of the measured cells (1), so 1 is as good as a repeat of the experiment."
-    )
     return tag(
         "body",
         tag(
             "main",
             tag("h1", title),
             tag("section", *[tag("p", text) for text in sentences], class_="verdict"),
-            tag("p", note, class_="note"),
             *notes,
             tag("nav", tag("ul", *links), aria_label="Contents"),
             *[
@@ -214,16 +209,24 @@ def said_of_scored(screen, rows, about, training):
     return what_was_predicted(screen, [tuple(row["condition"].rsplit("@", 1)) for row in rows])
 
 
-def said_of_nothing(rows):
-    """A warning of the conditions that do nothing which their cells could show."""
-    names = [row["condition"] for row in rows if row.get("nothing")]
-    if not names:
+def notes_on(rows):
+    """What the verdict is by, and a warning of the conditions that do nothing which cells show."""
+    if not rows:
         return []
-    said = (
-        f"In {len(names)} of {counted(len(rows), 'condition')} the measured cells are as near to "
-        f"the controls as chance has it: no score of these means much ({screens.some(names, 4)})."
+    note = (
+        "By the E-distance over all genes. The gap is that between untouched control cells (0) and "
+        "another half of the measured cells (1), so 1 is as good as a repeat of the experiment."
     )
-    return [tag("p", said, class_="warning")]
+    notes = [tag("p", note, class_="note")]
+    names = [row["condition"] for row in rows if row.get("nothing")]
+    if names:
+        said = (
+            f"In {len(names)} of {counted(len(rows), 'condition')} the measured cells are as near "
+            "to the controls as chance has it: no score of these means much "
+            f"({screens.some(names, 4)})."
+        )
+        notes.append(tag("p", said, class_="warning"))
+    return notes
 
 
 def scores(tables, squared, rows, summary):
