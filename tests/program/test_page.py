@@ -148,7 +148,7 @@ ABOUT = {
     "run": "runs/x y",
     "seed": 3,
     "device": "cpu",
-    "settings": {**sample.default_settings(), "sigma": 0.5, "anchor": False},
+    "settings": {**sample.default_settings(), "sigma": 0.5, "shifts": False},
     "reading": {"path": "/secret/odd.h5ad", "test": [ODD], "layer": "counts"},
 }
 
@@ -315,11 +315,11 @@ def test_the_page_says_how_the_run_is_repeated(shown):
     """What is not the default, first; the whole command; seed, device and versions."""
     command = (
         f"python train.py --data odd.h5ad --out 'runs/x y' --test {shlex.quote(ODD)} "
-        "--layer counts --sigma 0.5 --no-anchor\npython evaluate.py 'runs/x y'"
+        "--layer counts --sigma 0.5 --no-shifts\npython evaluate.py 'runs/x y'"
     )
     assert command in shown.text
-    changed = shown.text.split("Settings that are not the defaults")[1].split("All 22 settings")[0]
-    assert changed == "settingheredefaultsigma0.50.2anchoroffon"
+    changed = shown.text.split("Settings that are not the defaults")[1].split("All ")[0]
+    assert changed == "settingheredefaultsigma0.50.2shiftsoffon"
     assert "seed 3, device cpu" in shown.text and f"numpy{np.__version__}" in shown.text
 
 
