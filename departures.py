@@ -521,9 +521,6 @@ class ImprovedSettings(Settings):
     shifts: bool = setting(True, "count what a condition shifts on average; learn each cell's own")
     skip_gate: bool = setting(True, "begin from the exact answer of a single gene")
     anchor: bool = setting(True, "keep the sampled means where the expected shift puts them")
-    if_expressed: bool = setting(
-        True, "bridge the level if expressed: fill silent genes with draws"
-    )
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -532,7 +529,6 @@ class ImprovedSettings(Settings):
         self.shifts = False
         self.skip_gate = False
         self.anchor = False
-        self.if_expressed = False
         return self
 
 
@@ -641,6 +637,10 @@ def structural_effects(S, cells, nodes, knock, shift, error, hubs=20, **options)
 # it was right on training targets. The networks keep what differs from cell to cell, and are not
 # told the condition: so they learn nothing of it that would not hold elsewhere. Gains 2.29 / 0.65
 # and 2.20 / 1.41, with what builds on it.
+#
+# What the mixed model would have said of training conditions, had they been held out, follows in
+# closed form (`leave_out`), and so does how sure it is (`uncertainty`). Both tell how far to trust
+# it (report/trust.py), and change no prediction.
 
 
 class Populations(NamedTuple):
@@ -720,6 +720,27 @@ def krige(Y, V, same_type, kernels, squared):
         solved = torch.cholesky_solve(Y[rows][..., None], torch.linalg.cholesky(C))
         weights.append(solved[..., 0])
     return torch.cat(weights)
+
+
+def left_out(Y, V, same_type, kernels, squared, questions):
+    """What `krige` would say of conditions, had they not been among the Q: means and variances.
+
+    questions: tensors (asked,) of conditions that are left out together; for each, (n, asked) both.
+    From the inverse A of the covariance of all Q, without another fit: of Gaussian variables, the
+    mean of some given all others is y_I - (A_II)^-1 (A y)_I, and their covariance (A_II)^-1 (for
+    one of them, Rasmussen and Williams 2006, Eq. 5.12). Less V it is that of what is predicted.
+    """
+    answers = [[] for _ in questions]
+    for rows in torch.arange(len(Y)).split(rows_at_once(Y.shape[1])):
+        C = mixed_covariance(V[rows], same_type, kernels, squared[rows])
+        A = torch.cholesky_inverse(torch.linalg.cholesky(C))
+        weights = (A @ Y[rows][..., None])[..., 0]
+        for out, answer in zip(questions, answers, strict=True):
+            covariance = torch.linalg.inv(A[:, out[:, None], out])
+            surprise = (covariance @ weights[:, out, None])[..., 0]
+            variance = covariance.diagonal(dim1=1, dim2=2) - V[rows][:, out]
+            answer.append(torch.stack([Y[rows][:, out] - surprise, variance]))
+    return [torch.cat(answer, 1).unbind(0) for answer in answers]
 
 
 def rows_at_once(Q):
@@ -834,6 +855,7 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("counted", torch.ones(n_types))  # 0: other controls than in the fit
         self.register_buffer("weights", torch.zeros(conditions, 2 * n_genes).double())
         self.register_buffer("squared_amplitudes", torch.zeros(6, 2 * n_genes).double())
+        self.register_buffer("variance", torch.ones(conditions, 2 * n_genes).double())  # of errors
 
     def reachable(self):
         """Which targets (P,) a gene network or a structure tells something about."""
@@ -859,13 +881,26 @@ class ShiftEncoder(nn.Module):
     def expect(self, conditions, model):
         """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
         same_type, kernels = self.relations(conditions, model)
-        # The controls' own chance is corrected by the other conditions, where they are the same.
-        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
-        shift = FLAT**2 * (same_type * counted[conditions.cell_type][:, None]) @ self.weights
+        shift = self.correct_controls(conditions, same_type, model)
         for kernel, squared in zip(kernels, self.squared_amplitudes, strict=True):
             shift = shift + squared * (kernel @ self.weights)
         shift = shift.unflatten(1, (2, -1)) + self.prior_mean(conditions, model)
-        treated = self.cell_type[(self.target >= 0).any(1)]
+        return self.as_deep(shift, conditions, model)
+
+    def correct_controls(self, conditions, same_type, model):
+        """What the fitted conditions say of the controls' own chance, (C, 2 N)."""
+        counted = self.from_fitted_controls(conditions, model)
+        return FLAT**2 * (same_type * counted) @ self.weights
+
+    def from_fitted_controls(self, conditions, model):
+        """Whether conditions start from controls that are those of the fit: 1 or 0, (C, 1)."""
+        counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
+        return counted[conditions.cell_type][:, None]
+
+    def as_deep(self, shift, conditions, model, fitted=None):
+        """The shift (C, 2, N), by `same_depth` in types that no fitted condition perturbed."""
+        fitted = self.training_conditions() if fitted is None else fitted
+        treated = fitted.cell_type[(fitted.target >= 0).any(1)]
         new_type = ~torch.isin(conditions.cell_type, treated)
         return torch.where(
             new_type[:, None, None], self.same_depth(shift, conditions, model), shift
@@ -880,6 +915,92 @@ class ShiftEncoder(nn.Module):
         fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
         weight = torch.stack([fraction * (1 - fraction), fraction], 1)
         return shift - (weight * shift).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+
+    # -- How far to trust it --
+
+    def some_conditions(self, most=150):
+        """Numbers of some fitted conditions where there are many, for time grows like their cube.
+
+        The controls are among them.
+        """
+        Q = len(self.target)
+        chosen = torch.linspace(0, Q - 1, min(Q, most)).round().long().to(self.target.device)
+        controls = (self.target < 0).all(1).nonzero()[:, 0]
+        return torch.cat([chosen, controls]).unique()
+
+    @torch.no_grad()
+    def leave_out(self, questions, model):
+        """What would be expected of fitted conditions, had they been held out: shifts, variances.
+
+        questions: tensors (asked,) of conditions, of `some_conditions`, that are left out together;
+        for each, (asked, 2, N) both. The amplitudes and what is believed of the networks stay as
+        they were fitted to all.
+        """
+        some = self.some_conditions()
+        conditions = self.training_conditions().take(some)
+        same_type, kernels = self.relations(conditions, model)
+        y = FLAT**2 * same_type @ self.weights + self.variance[some] * self.weights[some]
+        for kernel, squared in zip(kernels, self.squared_amplitudes, strict=True):
+            y = y + squared * (kernel @ self.weights)
+        places = [torch.searchsorted(some, out) for out in questions]
+        same_type, kernels = same_type[:, some], kernels[:, :, some]
+        V, squared = self.variance[some].T, self.squared_amplitudes.T
+        answers = left_out(y.T, V, same_type, kernels, squared, places)
+        shifts = []
+        for place, (shift, variance) in zip(places, answers, strict=True):
+            asked = conditions.take(place)
+            shift = shift.T.unflatten(1, (2, -1)) + self.prior_mean(asked, model)
+            others = torch.ones_like(some, dtype=torch.bool).index_fill(0, place, False)
+            shift = self.as_deep(shift, asked, model, conditions.take(others))
+            shifts.append((shift, variance.T.unflatten(1, (2, -1))))
+        return shifts
+
+    @torch.no_grad()
+    def uncertainty(self, conditions, model):
+        """The variances (C, 2, N) of the expected shifts, given what was measured."""
+        some = self.some_conditions()
+        fitted = self.training_conditions().take(some)
+        same_type, kernels = self.relations(fitted, model)
+        same_type, kernels = same_type[:, some], kernels[:, :, some]
+        with_fitted, kernels_with_fitted = self.relations(conditions, model)
+        counted = self.from_fitted_controls(conditions, model).double()
+        flat = FLAT**2 * counted * with_fitted[:, some]
+        _, of_itself = self.relations(conditions, model, conditions)
+        of_itself = of_itself.diagonal(dim1=1, dim2=2)  # (6, C)
+        variances = []
+        for rows in torch.arange(self.variance.shape[1]).split(rows_at_once(len(some))):
+            squared = self.squared_amplitudes.T[rows]
+            C = mixed_covariance(self.variance[some].T[rows], same_type, kernels, squared)
+            c = flat + torch.einsum("nj,jcq->ncq", squared, kernels_with_fitted[:, :, some])
+            L = torch.linalg.cholesky(C)
+            known = torch.linalg.solve_triangular(L, c.mT, upper=False).square().sum(1)
+            variances.append(FLAT**2 * counted[:, 0] + squared @ of_itself - known)
+        return torch.cat(variances).clamp_min(0).T.unflatten(1, (2, -1))
+
+    @torch.no_grad()
+    def parts(self, conditions, model):
+        """What the expected shifts are made of, {what: (C, 2, N)}; together they are `expect`'s."""
+        same_type, kernels = self.relations(conditions, model)
+        same_target = (kernels[0] != 0).to(same_type)
+
+        def said(numbers, where):
+            shift = sum(
+                self.squared_amplitudes[j] * (kernels[j] * where @ self.weights) for j in numbers
+            )
+            return shift.unflatten(1, (2, -1))
+
+        own = self.own_genes(conditions, model)[:, None]
+        prior = self.prior_mean(conditions, model)
+        alike = self.correct_controls(conditions, same_type, model).unflatten(1, (2, -1))
+        parts = {
+            "memory": said((0, 1, 2, 4, 5), same_type * same_target),
+            "likeness": said((0, 1, 4), (1 - same_type) * same_target),
+            "own": prior * own,
+            "network": prior * ~own,
+            "features": said((4, 5), 1 - same_target),
+            "shared": said((3,), 1.0) + alike,
+        }
+        return {name: self.as_deep(part, conditions, model) for name, part in parts.items()}
 
     # -- What the networks say --
 
@@ -929,25 +1050,29 @@ class ShiftEncoder(nn.Module):
         largest = torch.sigmoid(2.3 * (self.middle[-1] - self.middle))
         return curves / largest.norm()
 
-    def relations(self, conditions, model):
-        """How C conditions resemble the Q fitted ones: same type (C, Q), kernels (6, C, Q)."""
-        mine, fitted = conditions.target[:, None, :, None], self.target[None, :, None, :]
+    def relations(self, conditions, model, others=None):
+        """How C conditions resemble the Q fitted ones: same type (C, Q), kernels (6, C, Q).
+
+        Or how they resemble others, in place of these.
+        """
+        others = self.training_conditions() if others is None else others
+        mine, fitted = conditions.target[:, None, :, None], others.target[None, :, None, :]
         both = (mine >= 0) & (fitted >= 0)  # (C, Q, M, M)
         if self.dosed:
             both = both * torch.einsum(
-                "cmj,qnj->cqmn", self.response(conditions.dose), self.response(self.dose)
+                "cmj,qnj->cqmn", self.response(conditions.dose), self.response(others.dose)
             )
-        same_type = (conditions.cell_type[:, None] == self.cell_type).double()
+        same_type = (conditions.cell_type[:, None] == others.cell_type).double()
         same_target = (both * (mine == fitted)).sum((2, 3)).double()
         unit = F.normalize(self.structure[:, :-1], dim=1)  # the last number is 1 for all
         alike = (unit @ unit.T)[mine.clamp_min(0), fitted.clamp_min(0)]
         structure = (both * alike).sum((2, 3)).double()
         # What activating a target does, knocking it down undoes: -1 where one does this, one that.
         direction = model.direction.double()
-        agreement = direction[conditions.cell_type][:, None] * direction[self.cell_type]
+        agreement = direction[conditions.cell_type][:, None] * direction[others.cell_type]
         same_target = agreement * same_target
         structure = agreement * structure
-        like = self.likeness(model)[conditions.cell_type][:, self.cell_type]
+        like = self.likeness(model)[conditions.cell_type][:, others.cell_type]
         shared = both.double().sum((2, 3)) / ((mine >= 0) & (fitted >= 0)).sum((2, 3)).clamp_min(1)
         kernels = [
             same_target, like * same_target, same_type * same_target, (1 + same_type) * shared,
@@ -1027,6 +1152,7 @@ class ShiftEncoder(nn.Module):
             moved = FLAT**2 * weights @ same_type
             moved = moved + torch.einsum("nj,nq,jqr->nr", squared, weights, kernels)
             near = (expected[:, 0] + moved.T).clamp(-7, 7)
+        variance_of_log_odds = variance
         # Levels. Where no cell expresses a gene nothing is known of its level.
         y = torch.where(on > 0, level - expected[:, 1], 0).T
         variance = torch.where(on > 0, 1 / on.clamp_min(1), 1e4).T
@@ -1034,6 +1160,7 @@ class ShiftEncoder(nn.Module):
         weights_of_levels = krige(y, variance, same_type, kernels, squared_of_levels)
         self.weights.copy_(torch.cat([weights, weights_of_levels]).T)
         self.squared_amplitudes.copy_(torch.cat([squared, squared_of_levels]).T)
+        self.variance.copy_(torch.cat([variance_of_log_odds, variance.T], 1))
 
     def fit_own_transcripts(self, log_odds, level, on, model):
         """How far the transcripts of single targets moved: on average, and with their height.
@@ -1100,6 +1227,15 @@ class ShiftEncoder(nn.Module):
         self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().max())
 
 
+class Explained(NamedTuple):
+    """What is expected of C conditions, and why."""
+
+    change: torch.Tensor  # (C, N) of the mean of every gene
+    variance: torch.Tensor  # (C, N) of a control cell
+    uncertainty: torch.Tensor  # (C,) variance of the change, summed over genes
+    parts: dict  # {what: (C,)} how far each part of the shift moves the means, to first order
+
+
 class Shifted(Departures):
     """Departures whose networks correct the shift that a condition makes on average.
 
@@ -1107,8 +1243,6 @@ class Shifted(Departures):
     mean level if expressed and its standard deviation. So a type that only appears in sampling has
     all that is needed (`describe_cell_type`).
     """
-
-    inputs = 1  # numbers that x_theta sees of each gene
 
     def build(self, structure=1, networks=1, conditions=1, at_once=1):
         """Make the encoder and the networks."""
@@ -1127,7 +1261,7 @@ class Shifted(Departures):
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,
         )  # fmt: skip
-        self.x_network = Network(self.inputs * n_genes, 0, self.settings.width, n_genes)
+        self.x_network = Network(n_genes, 0, self.settings.width, n_genes)
         self.d_network = Network(n_genes, 0, self.settings.width, n_genes)
 
     def describe_cell_type(self, name, mean, level, fraction, variance, cells):
@@ -1157,6 +1291,36 @@ class Shifted(Departures):
     def start(self):
         """The log odds of being on and the level, in sd, of every type's controls: (K, 2, N)."""
         return torch.stack([self.control_log_odds, self.control_level / self.level_scale], 1)
+
+    def moments(self, log_odds, level):
+        """The mean and variance of every gene, and how its mean follows the two arguments.
+
+        log_odds, level (C, N), the level in sd; returns (C, N), (C, N) and (C, 2, N).
+        """
+        on = torch.sigmoid(log_odds)
+        level = level.clamp_min(0) * self.level_scale
+        mean = on * level
+        variance = on * (level**2 + self.level_scale**2) - mean**2
+        return mean, variance, torch.stack([(1 - on) * mean, on * self.level_scale], 1)
+
+    @torch.no_grad()
+    def mean_change(self, conditions):
+        """How far the mean of every gene is expected to move from the controls': (C, N)."""
+        start = self.start()[conditions.cell_type]
+        end = start + self.encoder.expect(conditions, self)
+        return self.moments(*end.unbind(1))[0] - self.moments(*start.unbind(1))[0]
+
+    @torch.no_grad()
+    def explain(self, conditions):
+        """What is expected of conditions, how sure that is, and what it is made of: `Explained`."""
+        start = self.start()[conditions.cell_type]
+        end = start + self.encoder.expect(conditions, self)
+        before, variance, slope = self.moments(*start.unbind(1))
+        after, _, follows = self.moments(*end.unbind(1))
+        uncertainty = (follows**2 * self.encoder.uncertainty(conditions, self)).sum((1, 2))
+        parts = self.encoder.parts(conditions, self)
+        parts = {name: (slope * part).sum(1).norm(dim=1) for name, part in parts.items()}
+        return Explained(after - before, variance, uncertainty, parts)
 
     def knock_down(self, target, cell_type):
         """How far targets move when they are perturbed, in sd; as far as -1 if unmeasured.
@@ -1194,14 +1358,10 @@ class Shifted(Departures):
         share = (1 - t) * torch.sigmoid(before) + t * torch.sigmoid(log_odds)
         on_away = (d - share) / torch.sqrt(share * (1 - share) + 0.02)
         no_context = x[:, :0]
-        learnt = self.x_network(self.state(level_away, on_away, d), t, no_context)
+        learnt = self.x_network(level_away, t, no_context)
         endpoint = level + scale * self.correction(t, level_away, learnt, scale)
         log_odds = log_odds + self.d_network(on_away, t, no_context)
         return endpoint, log_odds + self.evidence(t, d, before)
-
-    def state(self, level_away, on_away, d):
-        """What x_theta sees of the cells."""
-        return level_away
 
     def correction(self, t, level_away, learnt, scale):
         """How a cell's end differs from the end of its group's mean: what the network learnt."""
@@ -1301,51 +1461,6 @@ class Anchored(Shifted):
         return endpoint + level[0] - mean, log_odds
 
 
-# ---- If-expressed levels (--if-expressed) --------------------------------------------------------
-#
-# Replaces x_0 and x_T before the bridge, in training and in sampling, and `state`. Where a gene is
-# off its level is not 0, it is not observed. With zeros left in, training shows x_t falling to 0 on
-# silent genes while sampling, where x_theta answers for expressed ones, shows it rising. Gains
-# -0.01 / 0.00 on the simulation, where 40 % of the values are zero, 0.00 / 0.02 on the real pairs,
-# 93 %, 0.11 / -0.03 in a held-out cell type; before the anchor it was 0.47 / 0.17 on the pairs.
-
-
-class ActiveValues:
-    """The non-zero values of each gene in each population, to fill silent genes with draws.
-
-    values[start[p, i] : start[p, i] + count[p, i]] are those of gene i in population p; start and
-    count are (populations, N) (`screens.active_values`).
-    """
-
-    def __init__(self, start, count, values, device="cpu"):
-        start = torch.as_tensor(start, device=device)
-        count = torch.as_tensor(count, device=device)
-        zero = torch.zeros(1)  # what a gene that no cell expresses is filled with
-        self.values = torch.cat([torch.as_tensor(values), zero]).to(device)
-        self.start = torch.where(count > 0, start, len(values))
-        self.count = count.clamp_min(1).float()
-
-    def fill(self, x, population, noise):
-        """x (B, N) with every zero replaced by a draw from the cell's population (B,)."""
-        start = self.start.index_select(0, population)
-        count = self.count.index_select(0, population)
-        nth = (noise.uniform(x) * count).long()  # below count also when rounded: u <= 1 - 2^-24
-        return torch.where(x != 0, x, self.values[start + nth])
-
-
-class IfExpressed(Shifted):
-    """Networks that never see the drawn level of a silent gene, only that the gene is off.
-
-    In training these draws know nothing of the cell, and in sampling they would.
-    """
-
-    inputs = 2
-
-    def state(self, level_away, on_away, d):
-        """The levels of the genes that are on, and which those are: (B, 2 N)."""
-        return torch.cat([level_away * d, on_away], 1)
-
-
 # ---- One bridge alone (--no-discrete), the paper's own ablation (Fig. 6) -------------------------
 
 
@@ -1377,8 +1492,6 @@ def model_class(settings):
         parts.append(OneBridge)
     if settings.anchor:
         parts.append(Anchored)
-    if settings.if_expressed:
-        parts.append(IfExpressed)
     if settings.skip_gate:
         parts.append(SkipGate)
     if settings.shifts:

@@ -3,6 +3,7 @@
     python evaluate.py runs/x                   the held-out conditions of a run
     python evaluate.py runs/x --training        its training conditions (of sample.py --training)
     python evaluate.py runs/x --rivals all      beside rivals that are trained for it
+    python evaluate.py runs/x --cheats          which metric do cheats fool?
     python evaluate.py runs/x runs/y runs/z     the conditions of several runs in one table
     python evaluate.py --predicted theirs.h5ad --data truth.h5ad            any model's cells
 
@@ -29,209 +30,71 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 import screens
+from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
+from report.cheats import SAID, make_cheat_tables
+from report.genes import all_tables
+from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
+    activation_pcc,
+    centroid_accuracy,
+    correlation,
+    de_overlap,
+    discrimination,
+    e_distance,
+    emd,
+    gamma_by_median,
+    gap_closed,
+    gaussian_kernel,
+    gene_weights,
+    mean_kernels,
+    mmd2,
+    moments,
+    pearson_delta,
+    rooted,
+    squared_distances,
+    two_sample,
+    wasserstein,
+    weighted_r2,
+    welch_t,
+    wmse,
+)
 from report.page import write_page
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
+from report.trust import draw_expected_error, read_trust
 from rivals import RIVALS, TRAINED, option_of
+from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from sample import default_settings, read_checkpoint, restore_model
-from screens import CONTROL, InputError
+from sample import default_settings, genes_path, read_checkpoint, restore_model
+from screens import CONTROL, InputError, mean_of
 
 SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
-BLOCK = 1024  # rows of distances at a time
+FEW = 2  # conditions, over which a standard deviation would mean nothing
 
-DISTANCES = ("E-distance", "EMD", "MMD2")  # lower is better
-CORRELATIONS = (  # higher is better
+DISTANCES = ("E-distance", "EMD", "MMD2", "WMSE")  # lower is better, a perfect answer is at 0
+CORRELATIONS = (  # higher is better, a perfect answer is at 1
     "activation PCC",
     "Pearson delta",
     "Pearson delta from mean",
     "DE overlap",
     "discrimination",
+    "discrimination without target",
+    "centroid accuracy",
+    "R2w delta",
 )
 METRICS = (*DISTANCES, *CORRELATIONS)
+OF_CELLS = ("E-distance", "EMD", "MMD2", "activation PCC", "DE overlap")  # others see means
+RELIABILITIES = ("activation PCC", "Pearson delta", "Pearson delta from mean")  # have a ceiling
 GENE_SETS = ("all", "DE20", "DE40", "switched")
-
-
-# ---- Metrics -------------------------------------------------------------------------------------
-#
-# Each a pure function of predicted cells x (n, N) and measured cells y (m, N), log1p, which are not
-# changed.
-
-
-def squared_distances(x, y):
-    """Squared Euclidean distances (n, m) of cells x (n, N) and y (m, N)."""
-    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.maximum(squared, 0)
-
-
-def mean_kernels(x, y, kernels, within=False):
-    """Mean of each kernel(squared distance) over pairs of a cell of x and one of y: (kernels,).
-
-    within: y is x, and a cell's pair with itself does not count. Made in blocks of rows: the memory
-    is that of BLOCK x m distances, whatever n. Sums are float64; distances of float32 cells are
-    good to 7 digits.
-    """
-    total = np.zeros(len(kernels))
-    for start in range(0, len(x), BLOCK):
-        squared = squared_distances(x[start : start + BLOCK], y)
-        for i, kernel in enumerate(kernels):
-            values = kernel(squared)
-            block = values.sum(dtype=np.float64)
-            if within:
-                block -= values.trace(offset=start, dtype=np.float64)
-            total[i] += block
-    if within:
-        return total / (len(x) * (len(x) - 1))
-    return total / (len(x) * len(y))
-
-
-def two_sample(x, y, kernels, own=None):
-    """2 E k(x, y) - E k(x, x') - E k(y, y') of each kernel k, (kernels,), over distinct cells.
-
-    own: the last term, where it is known.
-    """
-    between = mean_kernels(x, y, kernels)
-    within_x = mean_kernels(x, x, kernels, True)
-    within_y = mean_kernels(y, y, kernels, True) if own is None else own
-    return 2 * between - within_x - within_y
-
-
-def rooted(energy, squared=False):
-    """The root of an energy distance, or with `squared` itself; not below 0. NaN stays NaN."""
-    energy = np.maximum(0.0, energy)
-    return energy if squared else energy**0.5
-
-
-def e_distance(x, y, squared=False):
-    """Energy distance sqrt(max(0, 2 E|x-y| - E|x-x'| - E|y-y'|)), n and m at least 2.
-
-    Unbiased within-group means, over distinct cells (Szekely and Rizzo 2013); the root is the
-    paper's released convention.
-    """
-    return rooted(two_sample(x, y, [np.sqrt])[0], squared)
-
-
-def wasserstein(x, y):
-    """1-D Wasserstein-1 distance of every gene (N,) between x (n, N) and y (m, N), in log1p units.
-
-    The area between the two quantile functions, which are constant between multiples of 1/n and of
-    1/m.
-    """
-    n, m = len(x), len(y)
-    x = np.sort(x, 0)
-    y = np.sort(y, 0)
-    if n == m:
-        return np.abs(x - y).mean(0, dtype=np.float64)
-    jumps = [np.arange(n + 1) * m, np.arange(1, m) * n]  # in units of 1 / (n m): no rounding
-    edges = np.unique(np.concatenate(jumps))
-    gap = x[edges[:-1] // m]
-    gap -= y[edges[:-1] // n]
-    width = (np.diff(edges) / (n * m)).astype(gap.dtype)
-    return width @ np.abs(gap, out=gap)
-
-
-def emd(x, y):
-    """Mean over genes of the 1-D Wasserstein-1 distance (Rubner et al. 2000), in log1p units."""
-    return float(wasserstein(x, y).mean())
-
-
-def gaussian_kernel(gamma):
-    """The kernel exp(-gamma |u - v|^2) as a function of squared distances."""
-    return lambda squared: np.exp(-gamma * squared)
-
-
-def mmd2(x, y, gamma):
-    """Squared maximum mean discrepancy, kernel exp(-gamma |u - v|^2) (Gretton et al. 2012, Eq. 3).
-
-    Unbiased, so it may be negative.
-    """
-    return -two_sample(x, y, [gaussian_kernel(gamma)])[0]
-
-
-def gamma_by_median(x):
-    """The gamma of the kernel, 1 / median |u - v|^2 over distinct cells of x (n, N).
-
-    x should be training cells only.
-    """
-    upper = np.triu_indices(len(x), 1)
-    median = np.median(squared_distances(x, x)[upper])
-    return 1 / median if median > 0 else 1.0
-
-
-def correlation(a, b):
-    """Pearson correlation of a and b (N,); NaN where either is constant."""
-    if np.ptp(a) > 0 and np.ptp(b) > 0:
-        return float(np.corrcoef(a, b)[0, 1])
-    return float("nan")
-
-
-def activation_pcc(x, y):
-    """Correlation over genes of the fractions of cells that express each (the paper's Table 2)."""
-    return correlation((x > 0).mean(0), (y > 0).mean(0))
-
-
-def pearson_delta(x, y, reference):
-    """Correlation over genes of the mean changes of x and y from a reference mean (N,).
-
-    The controls', or that of the training perturbations.
-    """
-    return correlation(x.mean(0) - reference, y.mean(0) - reference)
-
-
-def de_overlap(x, y, controls, k):
-    """Share of the k genes of largest Welch |t| against the controls that x and y have in common.
-
-    Each cells, or their `moments`.
-    """
-    top_x = np.argsort(-welch_t(x, controls), kind="stable")[:k]
-    top_y = np.argsort(-welch_t(y, controls), kind="stable")[:k]
-    return len(np.intersect1d(top_x, top_y)) / len(top_x)
-
-
-def discrimination(x, y, others):
-    """How well the mean of x points to y among other conditions, means `others` (Q, N).
-
-    1 - (share of the others that are nearer in L1; ties half). 1: y is the nearest; 0.5: chance.
-    The Virtual Cell Challenge's score, with the share of the others and not of all. NaN without
-    others.
-    """
-    if not len(others):
-        return float("nan")
-    far = np.abs(others - x.mean(0)).sum(1)
-    own = np.abs(y.mean(0) - x.mean(0)).sum()
-    return float(1 - np.mean((far < own) + 0.5 * (far == own)))
-
-
-def moments(x):
-    """Mean, standard deviation (N,) and number of cells x (n, N): all that Welch's test asks."""
-    return x.mean(0), x.std(0, ddof=1), len(x)
-
-
-def welch_t(x, y):
-    """Welch's |t| of each gene (N,) between x (n, N) and y (m, N); 0 where neither varies.
-
-    Either of them cells or their `moments`.
-    """
-    of_x = x if isinstance(x, tuple) else moments(x)
-    of_y = y if isinstance(y, tuple) else moments(y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = stats.ttest_ind_from_stats(*of_x, *of_y, equal_var=False).statistic
-    return np.nan_to_num(np.abs(t), posinf=np.inf)
-
-
-def gap_closed(score, control, floor):
-    """1 - (score - floor) / (control - floor).
-
-    0: no better than the controls; 1: as close as another half of the real cells.
-    """
-    if control > floor:
-        return 1 - (score - floor) / (control - floor)
-    return float("nan")
+BASELINE, DUPLICATE = "perturbed mean", "interpolated duplicate"  # negative, positive control
+REFERENCES = (DUPLICATE, "floor")  # made of measured cells of the condition: no rivals
+TESTED = 1000  # cells of either group, at most, in the test whether a perturbation does anything
+SIGNIFICANT = 0.05  # its adjusted p
 
 
 # ---- Scoring one condition -----------------------------------------------------------------------
@@ -256,14 +119,13 @@ def kernels_of(sets, training):
     return kernels
 
 
-def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=False):
-    """{metric: {gene set: score}} of cells x (n, N) against y (n, N).
+def scores_of_cells(x, y, sets, kernels, own, controls, squared=False):
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N), by what sees cells.
 
     sets, kernels: of `gene_sets` and `kernels_of`; own: {gene set: the kernels' means within y},
-    which are the same for every x; controls: their moments; reference (N,): the mean of the
-    training perturbations, or None; others (Q, N): means of the other conditions.
+    which are the same for every x; controls: their moments.
     """
-    scores = {metric: {} for metric in METRICS}
+    scores = {metric: {} for metric in OF_CELLS}
     for genes, columns in sets.items():
         a = x[:, columns]
         b = y[:, columns]
@@ -273,34 +135,58 @@ def all_scores(x, y, sets, kernels, own, controls, reference, others, squared=Fa
         scores["EMD"][genes] = emd(a, b)
         scores["MMD2"][genes] = -similarity
         scores["activation PCC"][genes] = activation_pcc(a, b)
-        scores["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
-        if reference is not None:
-            scores["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
     of_x = moments(x)
     of_y = moments(y)
     for k in (20, 40):
         scores["DE overlap"][f"DE{k}"] = de_overlap(of_x, of_y, controls, k)
-    scores["discrimination"]["all"] = discrimination(x, y, others)
     return scores
 
 
-def averaged(several):
-    """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold."""
+def scores_of_means(x, y, sets, controls, reference, others, weights, targets):
+    """{metric: {gene set: score}} of cells x (n, N) against y (n, N), by what sees means.
+
+    sets: of `gene_sets`; controls: their moments; reference (N,): the mean of the training
+    perturbations, or None; others (Q, N): means of the other conditions; weights (N,): of
+    `gene_weights`, or None; targets: columns of the perturbed genes.
+    """
+    scores = {metric: {} for metric in METRICS if metric not in OF_CELLS}
+    for genes, columns in sets.items():
+        a = x[:, columns]
+        b = y[:, columns]
+        scores["Pearson delta"][genes] = pearson_delta(a, b, controls[0][columns])
+        if reference is not None:
+            scores["Pearson delta from mean"][genes] = pearson_delta(a, b, reference[columns])
+    scores["discrimination"]["all"] = discrimination(x, y, others)
+    scores["discrimination without target"]["all"] = discrimination(x, y, others, targets)
+    scores["centroid accuracy"]["all"] = centroid_accuracy(x, y, others)
+    if weights is not None:
+        scores["WMSE"]["all"] = wmse(x, y, weights)
+        if reference is not None:
+            scores["R2w delta"]["all"] = weighted_r2(x, y, reference, weights)
+    return scores
+
+
+def averaged(several, by=np.mean):
+    """The mean of nests {method: {metric: {gene set: score}}}, of methods that all of them hold.
+
+    by: what is taken in place of the mean.
+    """
     mean = {}
     for name in several[0]:
         if all(name in scores for scores in several):
-            mean[name] = mean_scores([scores[name] for scores in several])
+            mean[name] = mean_scores([scores[name] for scores in several], by)
     return mean
 
 
-def mean_scores(several):
-    """The mean of nests {metric: {gene set: score}}, all of one form."""
+def mean_scores(several, by=np.mean):
+    """The mean of nests {metric: {gene set: score}}, of the metrics that all of them hold."""
     mean = {}
     for metric, by_set in several[0].items():
-        mean[metric] = {}
-        for genes in by_set:
-            values = [scores[metric][genes] for scores in several]
-            mean[metric][genes] = float(np.mean(values))
+        if all(metric in scores for scores in several):
+            mean[metric] = {}
+            for genes in by_set:
+                values = [scores[metric][genes] for scores in several]
+                mean[metric][genes] = float(by(values))
     return mean
 
 
@@ -315,6 +201,9 @@ def score_condition(
     reference=None,
     others=(),
     squared=False,
+    rest=None,
+    targets=(),
+    spread=None,
 ):
     """{method: {metric: {gene set: score}}} of one condition, and the genes ranked by |t|.
 
@@ -323,13 +212,16 @@ def score_condition(
     (`own_generator`). orders: the random orders of the measured cells; training (c, N):
     cells that set the kernel's width (the controls, if none are given); reference (N,): the mean of
     the training perturbations; others: of every split, the means (Q, N) of halves of the other
-    conditions.
+    conditions. rest: the moments of all cells of other perturbations; with them and a reference a
+    positive control is added too. targets: columns of the perturbed genes. spread: a dictionary
+    that receives the standard deviation of each score over the splits, in the same form.
     """
     methods = {name: cells for name, cells in methods.items() if cells is not None}
     of_controls = moments(controls)
     ranked = np.argsort(-welch_t(measured, of_controls), kind="stable")
     sets = gene_sets(measured, controls, ranked)
     kernels = kernels_of(sets, controls if training is None else training)
+    weights = None if rest is None else gene_weights(welch_t(measured, rest))
     half = len(measured) // 2
     size = min(half, *(len(cells) for cells in methods.values()))
     splits = []
@@ -349,12 +241,18 @@ def score_condition(
             drawn[name] = x[rng.permutation(len(x))[:size]]
         drawn["floor"] = measured[order[half : half + size]]
         far = others[split] if len(others) else ()
+        means = (target, sets, of_controls, reference, far, weights, targets)
         scores = {}
         for name, x in drawn.items():
-            scores[name] = all_scores(
-                x, target, sets, kernels, own, of_controls, reference, far, squared
-            )
+            scores[name] = scores_of_cells(x, target, sets, kernels, own, of_controls, squared)
+            scores[name] |= scores_of_means(x, *means)
+        if rest is not None and reference is not None:
+            x = interpolated_duplicate(drawn["floor"], rest, reference)
+            of_cells = {metric: scores["floor"][metric] for metric in OF_CELLS}
+            scores[DUPLICATE] = of_cells | scores_of_means(x, *means)
         splits.append(scores)
+    if spread is not None:
+        spread.update(averaged(splits, np.std))
     return averaged(splits), ranked
 
 
@@ -378,6 +276,8 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
     scored = [key for key in sorted(predicted) if can_be_scored(screen, predicted, key)]
     orders = random_orders(screen, {cell_type for _, cell_type in scored}, seed)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
+    sums = {key: sums_of(screen, key) for key in orders}
+    known = hashes_of_training(screen)
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
         measured = screen.dense(screen.groups[key])
@@ -390,6 +290,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
         reference = None
         if shifts:
             reference = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))
+        spread = {}
         scores, ranked = score_condition(
             measured,
             controls,
@@ -401,15 +302,25 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             reference=reference,
             others=means_of_others(halves, key),
             squared=squared,
+            rest=moments_of_rest(sums, key),
+            targets=target_columns(screen, key[0]),
+            spread=spread,
         )
         row = {
             "condition": "@".join(key),
             "cells": len(measured),
             "scores": scores,
+            "spread": spread,
             "top_genes": [str(gene) for gene in screen.genes[ranked[:20]]],
+            "copied": {
+                name: share_copied(x, known) for name, x in methods.items() if x is not None
+            },
+            "p_anything": p_of_any_change(measured, controls, own_generator(seed, "test", *key)),
         }
         rows.append(row)
     say_what_is_not_scored(screen, predicted, scored)
+    say_what_is_copied(rows)
+    mark_what_does_nothing(rows)
     return rows
 
 
@@ -459,6 +370,81 @@ def means_of_others(halves, key):
     return [np.stack(of_split) for of_split in zip(*others, strict=True)]
 
 
+def sums_of(screen, key):
+    """The number of a condition's cells, the sum and the sum of squares (N,) of each gene."""
+    X = screen.X[screen.groups[key]].astype(np.float64)
+    return X.shape[0], np.asarray(X.sum(0)).ravel(), np.asarray(X.power(2).sum(0)).ravel()
+
+
+def moments_of_rest(sums, key):
+    """The `moments` of all cells of the other perturbations in a condition's cell type, or None.
+
+    sums: {condition: its `sums_of`}. None where there are not two such cells.
+    """
+    others = [of_key for other, of_key in sums.items() if other[1] == key[1] and other != key]
+    n = sum(cells for cells, _, _ in others)
+    if n < 2:
+        return None
+    mean = sum(total for _, total, _ in others) / n
+    squares = sum(squares for _, _, squares in others)
+    return mean, np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1)), n
+
+
+def target_columns(screen, perturbation):
+    """The columns of the genes that a perturbation targets, of those that are measured."""
+    if screen.kind != "gene":
+        return np.array([], int)
+    names = [name for name, _ in screens.targets_of(perturbation, screen.kind)]
+    return np.flatnonzero(np.isin(screen.genes, names))
+
+
+def hashes(cells):
+    """The hash of every cell (n, N) that expresses anything."""
+    return [hash(cell.tobytes()) for cell in cells if cell.any()]
+
+
+def hashes_of_training(screen, at_once=4096):
+    """The hashes of all cells of training perturbations, without the controls."""
+    groups = screen.training_groups().items()
+    rows = np.concatenate([rows for key, rows in groups if key[0] != CONTROL] or [[]]).astype(int)
+    known = set()
+    for start in range(0, len(rows), at_once):
+        known.update(hashes(screen.dense(rows[start : start + at_once])))
+    return known
+
+
+def share_copied(cells, known):
+    """Which share of some cells (n, N) is known, to the digit; known: of `hashes_of_training`."""
+    return sum(cell in known for cell in hashes(cells)) / len(cells)
+
+
+def say_what_is_copied(rows):
+    """Warn of a model that hands in cells of training perturbations."""
+    share = np.mean([row["copied"]["model"] for row in rows])
+    if share > 0:
+        print(f"warning: {share:.0%} of the predicted cells are training cells, to the digit")
+
+
+def p_of_any_change(measured, controls, rng):
+    """The p-value that measured cells (n, N) are no farther from the controls than chance has it.
+
+    `permutation_p`, by at most TESTED cells of either.
+    """
+    x = rng.permutation(measured)[:TESTED]
+    both = np.concatenate([x, rng.permutation(controls)[:TESTED]])
+    distances = np.sqrt(squared_distances(both, both))
+    np.fill_diagonal(distances, 0)
+    return permutation_p(distances, len(x), rng)
+
+
+def mark_what_does_nothing(rows):
+    """Adjust the rows' p_anything over conditions (Benjamini and Hochberg), and mark `nothing`."""
+    adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_anything"] = float(p)
+        row["nothing"] = bool(p > SIGNIFICANT)
+
+
 def say_what_is_not_scored(screen, predicted, scored):
     """Name the conditions that have too few cells; InputError if these are all."""
     if len(scored) < len(predicted):
@@ -476,18 +462,19 @@ def say_what_is_not_scored(screen, predicted, scored):
 # ---- Summary -------------------------------------------------------------------------------------
 
 
-def summarise(rows):
+def summarise(rows, more=()):
     """{method: {metric: {gene set: entry}}} over conditions; rows: of `score`.
 
-    For an entry see `summary_entry`.
+    For an entry see `summary_entry`. more: names of further methods.
     """
     summary = {}
-    for name in [*RIVALS, *TRAINED, "model", "floor"]:
+    for name in [*RIVALS, *TRAINED, "model", *REFERENCES, *more]:
         scores = [row["scores"] for row in rows if name in row["scores"]]
         for metric in METRICS:
             for genes in GENE_SETS:
                 entry = summary_entry(scores, name, metric, genes)
                 if entry:
+                    entry |= spread_over_halves(rows, name, metric, genes, entry["conditions"])
                     summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
@@ -497,24 +484,71 @@ def summary_entry(scores, name, metric, genes):
 
     mean, sd, conditions: over conditions, and how many they are. gap_closed (of distances): of the
     means, so that weak perturbations, whose own gap is a division by almost nothing, weigh what
-    they should. beaten_in (of rivals): in how many conditions the model scores better than the
-    method; p: of a two-sided sign test of that.
+    they should. gap_closed_from_mean: the same with the perturbed mean at 0. beaten_in (of rivals):
+    in how many conditions the model scores better than the method; p: of a two-sided sign test of
+    that. ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
     """
-    values = []
-    for of_condition in scores:
-        four = [of_condition[method] for method in (name, "control", "floor", "model")]
-        values.append([by_metric.get(metric, {}).get(genes) for by_metric in four])
-    values = np.array(values, float).reshape(-1, 4)  # None, where there is no score, becomes NaN
-    x, control, floor, model = values[~np.isnan(values[:, 0])].T
+    values = values_of(scores, metric, genes, (name, "control", BASELINE, "floor", "model"))
+    x, control, average, floor, model = values[~np.isnan(values[:, 0])].T
     if not len(x):
         return None
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
     if metric in DISTANCES:
         entry["gap_closed"] = gap_closed(x.mean(), control.mean(), floor.mean())
-    if name not in ("model", "floor"):
+        if not np.isnan(average).any():
+            entry["gap_closed_from_mean"] = gap_closed(x.mean(), average.mean(), floor.mean())
+    if name == "floor" and metric in RELIABILITIES:
+        ceilings = full_depth(x)
+        entry["ceiling"] = float(np.nanmean(ceilings)) if (x > 0).any() else float("nan")
+    if name not in ("model", *REFERENCES):
         better = x - model if metric in DISTANCES else model - x
         entry["beaten_in"], entry["p"] = sign_test(better)
     return entry
+
+
+def spread_over_halves(rows, name, metric, genes, conditions):
+    """{"sd_halves": a method's standard deviation over the splits, mean over the conditions}.
+
+    Where there are so few conditions that none over conditions means anything; else empty.
+    """
+    values = values_of([row.get("spread", {}) for row in rows], metric, genes, [name])
+    values = values[~np.isnan(values)]
+    return {"sd_halves": float(values.mean())} if conditions <= FEW and len(values) else {}
+
+
+def values_of(scores, metric, genes, names):
+    """A score of some methods in every condition (conditions, methods); NaN where there is none."""
+    values = [
+        [of_condition.get(name, {}).get(metric, {}).get(genes) for name in names]
+        for of_condition in scores
+    ]
+    return np.array(values, float).reshape(-1, len(names))
+
+
+def dynamic_ranges(rows):
+    """{metric: {gene set: {"range", "told"}}}: what the metrics are worth on a screen.
+
+    rows: of `score`. range: `dynamic_range` from the perturbed mean to the interpolated duplicate
+    (or the floor, where no other perturbation is measured in the cell type), of their means over
+    the conditions in which both are scored; told: the share of these conditions in which the
+    positive control scores better. Empty if there are no such conditions.
+    """
+    scores = [
+        {DUPLICATE: row["scores"]["floor"], **row["scores"]}
+        for row in rows
+        if BASELINE in row["scores"]
+    ]
+    ranges = {}
+    for metric in METRICS if scores else ():
+        for genes in GENE_SETS:
+            values = values_of(scores, metric, genes, (BASELINE, DUPLICATE))
+            negative, positive = values[~np.isnan(values).any(1)].T
+            if len(negative):
+                farther = metric in DISTANCES
+                told = np.mean(positive < negative if farther else positive > negative)
+                value = dynamic_range(negative.mean(), positive.mean(), 0 if farther else 1)
+                ranges.setdefault(metric, {})[genes] = {"range": value, "told": float(told)}
+    return ranges
 
 
 def sign_test(differences):
@@ -648,6 +682,7 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
         "source": screen.source,
         "squared": squared,
         "costs": costs,
+        "dynamic_range": dynamic_ranges(rows),
         "summary": summary,
         "conditions": rows,
     }
@@ -733,11 +768,13 @@ def evaluate_run(
     rows = score(screen, cells, seed, squared, trained)
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
-    tables = make_tables(summary, rows, None if squared else paper_of(screen), costs)
+    tables = tables_of(summary, rows, None if squared else paper_of(screen), costs)
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
     draw_scores(figures, screen, rows, summary, cells)
+    if run and not squared:
+        draw_expected(figures, run, predicted, rows)
     if verbose:
         print(as_text(tables, squared))
     write_report(
@@ -751,7 +788,8 @@ def evaluate_run(
         summary=summary,
         tables=tables,
         figures=figures,
-        genes=genes_beside(predicted),
+        genes=genes_beside(predicted) if run else genes_of(screen, cells),
+        trust=read_trust(predicted) if run and not squared else None,
         training=training,
         squared=squared,
     )
@@ -759,9 +797,14 @@ def evaluate_run(
     return summary
 
 
+def genes_of(screen, cells):
+    """The table of genes of predicted cells {(perturbation, cell type): cells (n, N) CSR}."""
+    return all_tables(screen, [(*key, of_key) for key, of_key in cells.items()])
+
+
 def genes_beside(predicted):
     """The table of genes that sample.py wrote beside predicted cells, or None."""
-    path = f"{os.path.splitext(predicted)[0]}_genes.csv"
+    path = genes_path(predicted)
     return pd.read_csv(path) if os.path.exists(path) else None
 
 
@@ -788,6 +831,28 @@ def origin_of(predicted):
         raise InputError(
             f"{predicted}: damaged, it does not say which run made it; sample again"
         ) from error
+
+
+def draw_expected(figures, run, predicted, rows):
+    """Draw the expected against the actual errors of a run, where its table says what to expect."""
+    table = read_trust(predicted)
+    if table is not None and "expected" in table and table["expected"].notna().any():
+        actual = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+        left_out = read_checkpoint(run)["left_out"]
+        rho = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
+        print(
+            f"expected and actual E-distance of {len(rows)} conditions: rank correlation {rho:.2f}"
+        )
+
+
+def tables_of(summary, rows, paper=None, costs=None):
+    """The tables of a scoring (`make_tables`), with the metrics' ranges.
+
+    And with the summary of the conditions that do something, where some do nothing.
+    """
+    acting = [row for row in rows if not row.get("nothing")]
+    active = summarise(acting) if acting and len(acting) < len(rows) else None
+    return make_tables(summary, rows, paper, costs, dynamic_ranges(rows), active)
 
 
 def train_rivals(names, run, screen, seed, device):
@@ -898,7 +963,7 @@ def pool_runs(runs, suffix="", out=None):
     for same in rows_of.values():
         scores = averaged([row["scores"] for row in same])
         rows.append({**same[0], "scores": scores})
-    tables = make_tables(summarise(rows), rows, costs=mean_costs(costs_of))
+    tables = tables_of(summarise(rows), rows, costs=mean_costs(costs_of))
     if out:
         screens.check_folder(f"{out}/metrics{suffix}.md")
         os.makedirs(out, exist_ok=True)
@@ -918,6 +983,108 @@ def mean_costs(several):
     }
 
 
+# ---- Cheats --------------------------------------------------------------------------------------
+
+OF_CHEATS = (  # the metrics that the cheats are scored by
+    ("E-distance", "all"),
+    ("EMD", "all"),
+    ("MMD2", "all"),
+    ("activation PCC", "all"),
+    ("Pearson delta", "all"),
+    ("Pearson delta from mean", "all"),
+    ("DE overlap", "DE20"),
+    ("discrimination", "all"),
+    ("centroid accuracy", "all"),
+    ("WMSE", "all"),
+    ("R2w delta", "all"),
+    ("copied", "all"),
+)
+
+
+def score_cheats(run, out=None, seed=0):
+    """Score cheats beside a run's model, print what each fools, and write cheats.md and .csv."""
+    predicted = f"{run}/predicted.h5ad"
+    folder = out or run
+    screen = screen_of_run(predicted)
+    cells = read_predicted(predicted, screen)
+    check_held_out(screen, cells, predicted)
+    screens.check_folder(f"{folder}/cheats.md")
+    handed_in, fooled = cheating_cells(screen, cells, seed)
+    table = standings(score(screen, cells, seed, trained=handed_in))
+    exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
+    said = [SAID, *(f"{name}: {cheat.said}" for name, cheat in CHEATS.items()), fooled]
+    shown = make_cheat_tables(table, exposed)
+    os.makedirs(folder, exist_ok=True)
+    screens.save(f"{folder}/cheats.csv", table.to_csv(index=False).encode())
+    screens.save(f"{folder}/cheats.md", as_markdown(shown, said="  \n".join(said)).encode())
+    print(as_text(shown, said="\n".join(said)))
+    print(f"these tables: {folder}/cheats.md    every standing: {folder}/cheats.csv")
+    return table
+
+
+def cheating_cells(screen, predicted, seed=0):
+    """{cheat: {condition: cells}} made from a model's, and what doctored controls would gain.
+
+    The latter as a sentence: r of the mean changes from a prediction's own controls, which nothing
+    here looks at.
+    """
+    average = RIVALS[BASELINE](screen)
+    shifts = screens.mean_shifts(screen)
+    handed_in = {name: {} for name in CHEATS}
+    correlations = []
+    for key in tqdm(sorted(predicted), desc="cheating", unit="condition", leave=False):
+        if not can_be_scored(screen, predicted, key):
+            continue
+        x0 = screen.dense(starting_rows(screen, key, seed))
+        x = predicted[key].toarray()
+        mean = average(*key, x0)
+        for name, cheat in CHEATS.items():
+            rng = own_generator(seed, name, *key)
+            given = Given(x, x0, x0 if mean is None else mean, shifts, screen, key, rng)
+            handed_in[name][key] = csr_matrix(cheat.make(given))
+        change = mean_of(screen, screen.groups[key]) - mean_of(screen, screen.controls(key[1]))
+        correlations.append(correlation(x0.mean(0) - doctored_controls(given).mean(0), change))
+    return handed_in, (
+        "Doctored controls are not read: the measured ones are the reference. From its own it "
+        f"would have an r of Δ of {pd.Series(correlations).mean():.2f}."
+    )
+
+
+def standings(rows):
+    """How every method stands in every metric of OF_CHEATS: a table.
+
+    Columns: method, metric, genes, score (its mean over conditions), gap_closed (0 the controls, 1
+    the floor), rank (among the honest methods, the rivals and the model: 1 + how many of them do
+    not score worse; the last, where it has no score), of (how many they are, and it), best_honest,
+    worst_honest; and of cheats fools: "rivals" if all of these score worse, "all" if the model does
+    too.
+    """
+    for row in rows:
+        for name, share in row["copied"].items():
+            row["scores"][name]["copied"] = {"all": share}
+    scores = [row["scores"] for row in rows]
+    honest = [name for name in (*RIVALS, "model") if name != "control"]
+    honest = [name for name in honest if all(name in of_condition for of_condition in scores)]
+    lines = []
+    for metric, genes in OF_CHEATS:
+        lower = metric in (*DISTANCES, "copied")
+        names = ["control", *honest, *CHEATS, "floor"]
+        values = pd.DataFrame(values_of(scores, metric, genes, names), columns=names)
+        mean = values.mean()  # of the conditions in which there is a score
+        gap = (mean - mean["control"]) / (mean["floor"] - mean["control"])
+        for name in names:
+            others = mean[[other for other in honest if other != name]]
+            beaten = others > mean[name] if lower else others < mean[name]
+            ends = [others.min(), others.max()] if lower else [others.max(), others.min()]
+            rank = [1 + (~beaten).sum(), 1 + len(others)]
+            fools = ""
+            if name in CHEATS and beaten.drop("model").all():
+                fools = "all" if beaten["model"] else "rivals"
+            lines.append([name, metric, genes, mean[name], gap[name], *rank, *ends, fools])
+    columns = ["method", "metric", "genes", "score", "gap_closed", "rank", "of"]
+    return pd.DataFrame(lines, columns=[*columns, "best_honest", "worst_honest", "fools"])
+
+
 # ---- Command line --------------------------------------------------------------------------------
 
 COLUMNS = {name: text for name, text in screens.COLUMNS.items() if name != "split_column"}
@@ -933,10 +1100,17 @@ def read_arguments():
     group.add_argument(
         "--rivals", nargs="+", metavar="NAME", default=[], help=f"rivals to train: all, or {names}"
     )
+    group.add_argument(
+        "--cheats", action="store_true", help="score cheats beside its model: what fools a metric?"
+    )
     group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
-    group.add_argument("--data", metavar="H5AD", help="measured cells to score them against")
+    group.add_argument(
+        "--data",
+        metavar="H5AD",
+        help="measured cells to score them against, or a public screen's name",
+    )
     group = parser.add_argument_group("how to read --data")
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
@@ -973,6 +1147,8 @@ def check_arguments(args):
             "--rivals are trained for the held-out conditions of a run: give one run, and not "
             "--training"
         )
+    if args.cheats and (len(args.run) != 1 or args.training or args.rivals or args.squared):
+        raise InputError("--cheats takes one run, and of the other options --seed and --out")
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")
 
@@ -990,6 +1166,9 @@ def main():
     """Score what the command line names."""
     args = read_arguments()
     screens.check_device(args.device)
+    if args.cheats:
+        score_cheats(args.run[0], args.out, args.seed)
+        return
     if len(args.run) > 1:
         pool_runs(args.run, "_training" if args.training else "", args.out)
         return
@@ -997,7 +1176,7 @@ def main():
         args.run[0] if args.run else None,
         training=args.training,
         predicted=args.predicted,
-        path=args.data,
+        path=screens.data_path(args.data) if args.data else None,
         out=args.out,
         seed=args.seed,
         truth=args.write_truth,

@@ -1,4 +1,4 @@
-"""Predict cells: a trained run + control cells -> predicted.h5ad.
+"""Predict cells: a trained run + control cells -> predicted.h5ad, predicted_genes.csv.
 
     python sample.py runs/x                                         every held-out condition
     python sample.py runs/x --condition 'GATA1+KLF1@k562' --cells 500 --out cells.h5ad
@@ -26,11 +26,14 @@ from scipy import sparse
 from tqdm import tqdm
 
 import screens
-from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_class, sample
+from departures import Conditions, ImprovedSettings, Noise, model_class, sample
+from report import trust
+from report.genes import all_tables, in_words
 from report.paths import draw_paths
-from screens import CONTROL, InputError
+from screens import CONTROL, InputError, did_you_mean
 
-FORMAT = 9  # of the checkpoint; raise it when that changes
+FORMAT = 10  # of the checkpoint; raise it when that changes
+MOST_SAID = 8  # conditions whose genes are printed
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
     "settings": {
@@ -50,6 +53,7 @@ PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screen
     "log": [(int, *[NUMBER] * 7)],  # rows of train.LOG
     "groups": [(str, str, bool)],
     "library": list | None,  # [counts of a cell, genes] that the run's file was scaled to
+    "left_out": [trust.LEFT_OUT],  # what training conditions show of errors (train.py, `leave_out`)
 }
 
 
@@ -85,6 +89,8 @@ def read_checkpoint(run):
     wrong = [name for name in PARTS if not screens.has_form(content[name], PARTS[name])]
     if content["library"] is not None and not is_library(content["library"]):
         wrong.append("library")
+    if not trust.is_left_out(content["left_out"]):
+        wrong.append("left_out")
     if wrong or content["kind"] not in ("gene", "drug") or content["epoch"] < 0:
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
@@ -163,7 +169,8 @@ def run_screen(content, path, columns):
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
     library, n_genes = content["library"] or (None, None)
-    screen = screens.read_screen(path, **how, library=library)
+    unlabelled = not (columns.get("perturbation_column") or columns.get("control"))
+    screen = screens.read_screen(path, **how, library=library, unlabelled=unlabelled)
     screen.kind = content["kind"]  # controls alone do not tell
     print(*screen.found, *other_scale(screen, content["library"]), sep="\n")
     position = {gene: i for i, gene in enumerate(screen.genes)}
@@ -171,7 +178,8 @@ def run_screen(content, path, columns):
     if missing:
         raise InputError(
             f"{path}: lacks {len(missing):,} of the run's {len(content['genes']):,} genes, "
-            f"such as {missing[0]}"
+            f"such as {missing[0]}; give cells in which they were measured, or train on the genes "
+            "of both files, as docs/using.md says below 'Other control cells'"
         )
     return screens.take_genes(screen, [position[gene] for gene in content["genes"]])
 
@@ -228,18 +236,6 @@ def describe_new_types(model, screen, replace):
             model.describe_cell_type(str(cell_type), *described)
 
 
-def control_values(model, screen, device):
-    """If-expressed values of the controls, one population per cell type of the model, or None."""
-    if not model.settings.if_expressed:
-        return None
-    known = [name for name in model.cell_types if (CONTROL, name) in screen.groups]
-    start, count, values = screens.active_values(
-        screen.X, [screen.controls(name) for name in known]
-    )
-    place = [known.index(name) if name in known else 0 for name in model.cell_types]
-    return ActiveValues(start[place], count[place], values, device)
-
-
 # ---- What is asked for ---------------------------------------------------------------------------
 
 
@@ -250,16 +246,17 @@ def check_predictable(model, screen, conditions):
     for perturbation, cell_type in sorted(conditions):
         for target, _ in screens.targets_of(perturbation, model.kind):
             if target not in known:
+                near = "" if target in model.targets else did_you_mean(target, model.targets)
                 raise InputError(
                     f"{screen.source}: {perturbation}@{cell_type}: "
-                    f"{why_unknown(model, target)}; {remedy(model)}"
+                    f"{why_unknown(model, target)}; {remedy(model)}{near}"
                 )
 
 
 def why_unknown(model, target):
     """Why a target cannot be predicted, in words."""
     if model.kind == "drug":
-        reason = "it is a drug without a known structure"
+        reason = "nothing is known of its structure"
     elif model.settings.grn == "none":
         reason = "without a network (--grn none) or a --gene-embedding no gene can be held out"
     elif target in model.genes:
@@ -293,6 +290,7 @@ def asked(screen, model, name, groups):
         raise InputError(
             f"{screen.source}: no control cells of type '{unknown}' to start '{name}' from; there "
             f"are {screens.some(screen.cell_types)}; others come from --data"
+            f"{did_you_mean(unknown, screen.cell_types)}"
         )
     if perturbation == CONTROL:
         raise InputError(f"--condition {name}: nothing is to be predicted for the control")
@@ -337,11 +335,11 @@ def draw_controls(screen, cell_type, n, rng):
     return np.concatenate(rounds)[:n]
 
 
-def predict(model, screen, cells, perturbation, cell_type, n, values, seed, device, batch=512):
+def predict(model, screen, cells, perturbation, cell_type, n, seed, device, batch=512):
     """Predict n cells of a condition.
 
-    cells: the screen's rows as tensors (`screens.Cells`); values: `control_values`. Returns the
-    prediction and the levels if expressed, each (n, N) CSR, and the rows of the controls.
+    cells: the screen's rows as tensors (`screens.Cells`). Returns the prediction and the levels if
+    expressed, each (n, N) CSR, and the rows of the controls.
     """
     own = own_seed(seed, perturbation, cell_type)
     # Means over the cells are anchored, so there have to be enough of them.
@@ -353,8 +351,6 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
     for part in np.array_split(rows, math.ceil(n / batch)):
         x0 = cells(part)
         d0 = model.activation(x0)
-        if values is not None:
-            x0 = values.fill(x0, conditions.cell_type.expand(len(part)), noise)
         x, level = sample(model, x0, d0, conditions, noise)
         predicted.append(x.cpu().numpy())
         levels.append(level.cpu().numpy())
@@ -363,7 +359,7 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
     return predicted, levels, rows[:n]
 
 
-def trace_paths(path, model, screen, perturbation, cell_type, values, seed, device, cells=60):
+def trace_paths(path, model, screen, perturbation, cell_type, seed, device, cells=60):
     """Draw how both bridges carry some control cells to a condition, for three genes.
 
     The one that rises most, the one that falls most, and of the others the one that most cells
@@ -372,11 +368,8 @@ def trace_paths(path, model, screen, perturbation, cell_type, values, seed, devi
     before = torch.from_numpy(screen.dense(screen.controls(cell_type)[:cells])).to(device)
     conditions = conditions_of(model, [(perturbation, cell_type)])
     noise = Noise(seed, device)
-    x0 = before
-    if values is not None:
-        x0 = values.fill(before, conditions.cell_type.expand(len(before)), noise)
     trace = []
-    end, level = sample(model, x0, model.activation(before), conditions, noise, trace)
+    end, level = sample(model, before, model.activation(before), conditions, noise, trace)
     trace.append((level, (end > 0).to(end)))
     x = torch.stack([x for x, _ in trace]).cpu().numpy()  # (steps + 1, cells, N)
     d = torch.stack([d for _, d in trace]).cpu().numpy()
@@ -406,11 +399,31 @@ def observations(perturbation, cell_type, control_cells, is_predicted):
     )
 
 
-def write_predicted(path, screen, parts, kind, about, with_controls):
-    """Write predicted cells as an h5ad that Scanpy and cell-eval read.
+def how_far_to_trust(model, content, asked, cells):
+    """The table of report/trust.py on some conditions, of which so many cells are predicted."""
+    training = [
+        (perturbation, cell_type)
+        for perturbation, cell_type, held_out in content["groups"]
+        if perturbation != CONTROL and not held_out
+    ]
+    asked = [tuple(map(str, key)) for key in asked]
+    table = partial(trust.trust_table, asked, cells, training, model.kind, content["left_out"])
+    if not model.settings.shifts or not asked:
+        return table()
+    *numbers, parts = model.explain(conditions_of(model, asked))
+    numbers.append(model.mean_change(conditions_of(model, training)))
+    *of_asked, changes = [array.double().cpu().numpy() for array in numbers]
+    parts = {name: length.double().cpu().numpy() for name, length in parts.items()}
+    return table((*of_asked, parts), changes)
+
+
+def write_predicted(path, screen, parts, kind, about, with_controls, trusted):
+    """Write predicted cells as an h5ad that Scanpy and cell-eval read; returns the table of genes.
 
     parts: [(perturbation, cell type, X, levels, control rows)]. X is log1p; the layer if_expressed
-    holds the levels before the mask; uns["departures"] says which run made it (about).
+    holds the levels before the mask; uns["departures"] says which run made it (about), uns["trust"]
+    how far to trust it (trusted), uns["predicted_genes"] what changes (report/genes.py). CSV files
+    beside it repeat the last two.
     """
     nothing = sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)
     blocks = [nothing, *(part[2] for part in parts)]
@@ -438,8 +451,19 @@ def write_predicted(path, screen, parts, kind, about, with_controls):
     adata = anndata.AnnData(sparse.vstack(blocks).tocsr().astype(np.float32), obs=obs, var=var)
     adata.layers["if_expressed"] = sparse.vstack(levels).tocsr().astype(np.float32)
     adata.uns["departures"] = about
+    adata.uns["trust"] = trusted
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    table = all_tables(screen, parts)
+    adata.uns["predicted_genes"] = table.astype({"condition": "category", "gene": "category"})
     screens.write_h5ad(adata, path)
+    trust.write_trust(path, trusted)
+    screens.save(genes_path(path), table.to_csv(index=False, float_format="%.6g").encode())
+    return table
+
+
+def genes_path(path):
+    """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
+    return f"{os.path.splitext(path)[0]}_genes.csv"
 
 
 def dose_of(perturbation):
@@ -456,6 +480,22 @@ def output_of(run, conditions, training):
     return f"{run}/training.h5ad" if training else f"{run}/predicted.h5ad"
 
 
+def check_not_lost(path, wanted):
+    """Refuse to write over a file that nobody named, where cells of other conditions would be lost.
+
+    wanted: [(perturbation, cell type)] of the cells that are to be written there.
+    """
+    if not os.path.exists(path):
+        return
+    obs = screens.open_h5ad(path).obs
+    lost = set(obs["condition"][obs["is_predicted"]]) - set(map("@".join, wanted))
+    if lost:
+        raise InputError(
+            f"{path}: holds cells of {screens.some(sorted(lost), 3)}, which would be lost; name "
+            f"another file with --out, or this one to replace it: --out {path}"
+        )
+
+
 def sample_run(
     run, device="cpu", conditions=(), cells=None, out=None, path=None, seed=None,
     with_controls=False, training=False, screen=None, columns=None,
@@ -466,9 +506,11 @@ def sample_run(
     path: an h5ad of other control cells; screen: the run's own, where it has been read already.
     """
     content = read_checkpoint(run)
+    named = bool(out)
     out = out or output_of(run, conditions, training)
     inputs = [f"{run}/model.pt", content["reading"]["path"], *([path] if path else [])]
     screens.check_folder(out, *inputs)
+    screens.check_folder(genes_path(out), *inputs)
     model = restore_model(content, device)
     seed = model.settings.seed if seed is None else seed
     if content["epoch"] < content["epochs"]:
@@ -478,18 +520,19 @@ def sample_run(
         )
     screen = screen or run_screen(content, path, columns or {})
     describe_new_types(model, screen, replace=bool(path))
-    values = control_values(model, screen, device)
     wanted = [key for name in conditions for key in asked(screen, model, name, content["groups"])]
     if not wanted:
         keys = sorted(key for key in screen.groups if key[0] != CONTROL)
         wanted = [key for key in keys if (key in screen.held_out) != training]
     check_predictable(model, screen, wanted)
+    if conditions and not named:
+        check_not_lost(out, wanted)
     dense = screens.Cells(screen.X, device)
     parts = []
     for perturbation, cell_type in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         measured = screen.groups.get((perturbation, cell_type), range(200))
         n = cells or len(measured)
-        made = predict(model, screen, dense, perturbation, cell_type, n, values, seed, device)
+        made = predict(model, screen, dense, perturbation, cell_type, n, seed, device)
         parts.append((perturbation, cell_type, *made))
     about = {
         "run": str(run),
@@ -499,7 +542,9 @@ def sample_run(
         "controls": screen.source,
         "device": device,
     }
-    write_predicted(out, screen, parts, model.kind, about, with_controls)
+    n_cells = [part[2].shape[0] for part in parts]
+    trusted = how_far_to_trust(model, content, wanted, n_cells)
+    table = write_predicted(out, screen, parts, model.kind, about, with_controls, trusted)
     if not parts:
         print(
             f"no held-out conditions: {out} holds no cells; name some with "
@@ -508,9 +553,12 @@ def sample_run(
         return out
     if out == f"{run}/predicted.h5ad":
         os.makedirs(f"{run}/figures", exist_ok=True)
-        trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], values, seed, device)
-    n_cells = sum(part[2].shape[0] for part in parts)
-    print(f"{n_cells:,} predicted cells of {len(parts)} conditions: {out}")
+        trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], seed, device)
+    print(f"{sum(n_cells):,} predicted cells of {len(parts)} conditions: {out}")
+    print(f"which genes change in them: {genes_path(out)}")
+    print(*trust.sentences(trusted, each=bool(conditions)), sep="\n")
+    if conditions:
+        print(*in_words(table)[:MOST_SAID], sep="\n")
     return out
 
 
@@ -533,15 +581,18 @@ def parse():
     )  # fmt: skip
     what.add_argument("--seed", type=screens.SEED, help="of the samples (the run's)")
     start = parser.add_argument_group("where it starts")
-    start.add_argument("--data", help="an h5ad of other control cells")
+    start.add_argument("--data", help="an h5ad of other control cells, or a public screen's name")
     for name in cell_columns():
         start.add_argument(
             "--" + name.replace("_", "-"), help=f"of --data: {screens.COLUMNS[name]}"
         )
     where = parser.add_argument_group("where it goes")
     where.add_argument(
-        "--out", help="h5ad to write (RUN/predicted.h5ad, asked.h5ad, training.h5ad)"
-    )
+        "--out",
+        help="h5ad to write (RUN/predicted.h5ad; training.h5ad with --training; asked.h5ad with "
+        "--condition, which is replaced without --out only if no other condition is in it). "
+        "Beside it NAME_genes.csv says which genes change",
+    )  # fmt: skip
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
@@ -554,9 +605,10 @@ def main():
     """Read the command line, sample."""
     args = parse()
     screens.check_device(args.device)
+    path = screens.data_path(args.data) if args.data else None
     columns = {name: getattr(args, name) for name in cell_columns()}
     sample_run(
-        args.run, args.device, args.condition, args.cells, args.out, args.data, args.seed,
+        args.run, args.device, args.condition, args.cells, args.out, path, args.seed,
         args.with_controls, args.training, columns=columns,
     )  # fmt: skip
 

@@ -7,10 +7,11 @@
     torchrun --nproc-per-node 2 train.py …               the same run, shared by two processes
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
-metrics.json, figures/, and report.html, which says all of it on a page. In log.csv, endpoint_loss
-is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the transport plans,
-unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error the worst of them;
-plan_information is their mean distance from uniform, 0 to 1; seconds is the epoch's time.
+trust.csv, metrics.json, figures/, and report.html, which says all of it on a page. In log.csv,
+endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the
+transport plans, unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error
+the worst of them; plan_information is their mean distance from uniform, 0 to 1; seconds is the
+epoch's time.
 """
 
 import argparse
@@ -37,7 +38,6 @@ import sample
 import screens
 import toy_data
 from departures import (
-    ActiveValues,
     ImprovedSettings,
     Noise,
     Populations,
@@ -48,7 +48,9 @@ from departures import (
     propagate,
     structural_effects,
 )
+from report import trust
 from report.training import draw_loss
+from report.trust import read_trust
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -129,6 +131,7 @@ def check_also(also, screen, edges, structure):
             raise InputError(
                 f"--also {gene}: not among the {len(screen.genes):,} genes kept from "
                 f"{screen.source}, nor a source in a --grn network, nor in a --gene-embedding"
+                f"{screens.did_you_mean(gene, known)}"
             )
 
 
@@ -157,6 +160,44 @@ def fit_shifts(model, screen, cells, on, level):
     populations = Populations(conditions, cells, on, level / model.level_scale)
     progress = partial(tqdm, desc="expected shifts", leave=False)
     model.encoder.fit(populations, model, progress)
+
+
+def leave_out(model, screen):
+    """How far off training conditions would have been, had they been held out: trust.LEFT_OUT rows.
+
+    In closed form, from the means of their cells.
+    """
+    if not model.settings.shifts:
+        return []
+    encoder = model.encoder
+    keys = [tuple(map(str, key)) for key in screen.training_groups()]
+    some = encoder.some_conditions()
+    chosen = some.tolist()
+    asked = [some[rows] for rows in trust.questions([keys[i] for i in chosen], screen.kind)]
+    counted = screens.training_statistics(screen)[:-1]
+    cells, on, level = (torch.as_tensor(array).to(encoder.weights) for array in counted)
+    start = model.start()[encoder.cell_type].double()
+    before, variance, _ = model.moments(*start.unbind(1))
+    measured, noise, _ = model.moments(torch.logit(on / cells), level / model.level_scale)
+    rows_of_table = []
+    for rows, (shift, unsure) in zip(asked, encoder.leave_out(asked, model), strict=True):
+        expected, _, follows = model.moments(*(start[rows] + shift).unbind(1))
+        moved = (expected - before[rows]).square().sum(1)
+        unsure = (follows**2 * unsure).sum((1, 2))
+        # The mean of few cells is off by chance, too.
+        missed = (expected - measured[rows]).square().sum(1) - noise[rows].sum(1) / cells[rows, 0]
+        spread = variance[rows].sum(1)
+        numbers = [
+            trust.as_e_distance(d.cpu().numpy(), spread.cpu().numpy())
+            for d in (moved, unsure, missed)
+        ]
+        others = sorted(set(chosen) - set(rows.tolist()))
+        training = [keys[i] for i in others if keys[i][0] != CONTROL]
+        for i, *of_condition in zip(rows.tolist(), *map(np.ndarray.tolist, numbers), strict=True):
+            status, _ = trust.target_status(keys[i], training, screen.kind)
+            seen = any(keys[i][1] == cell_type for _, cell_type in training)
+            rows_of_table.append(["@".join(keys[i]), status, seen, *of_condition])
+    return rows_of_table
 
 
 def add_networks(model, screen, edges):
@@ -368,7 +409,7 @@ def train(model, screen, settings, out, state, device, save):
 
 
 class TrainingData:
-    """What every batch is made of: the model, the cells, the conditions, if-expressed values."""
+    """What every batch is made of: the model, the cells, the conditions."""
 
     def __init__(self, model, screen, groups, device):
         self.model = model
@@ -377,11 +418,6 @@ class TrainingData:
         self.device = device
         self.cells = screens.Cells(screen.X, device)
         self.conditions = sample.conditions_of(model, groups)
-        self.control_of = np.array([groups.index((CONTROL, t)) for _, t in groups])
-        self.values = None
-        if model.settings.if_expressed:
-            rows = [screen.groups[group] for group in groups]
-            self.values = ActiveValues(*screens.active_values(screen.X, rows), device)
 
     def losses(self, pairs, batch, mine, noise):
         """The losses (2,) of this process's share of a batch of pairs.
@@ -397,11 +433,6 @@ class TrainingData:
         xT = self.cells(pairs.end[mine])
         d0 = self.model.activation(x0)
         dT = self.model.activation(xT)
-        if self.values is not None:
-            sources = screens.to_device(self.cells.device, self.control_of[group])
-            ends = screens.to_device(self.cells.device, group)
-            x0 = self.values.fill(x0, sources, noise)
-            xT = self.values.fill(xT, ends, noise)
         return torch.stack(self.model.loss(x0, xT, d0, dT, conditions, which, noise))
 
 
@@ -586,8 +617,10 @@ def parser_of_settings():
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--data", metavar="H5AD", help="h5ad of the screen; without it one is simulated"
-    )
+        "--data", metavar="H5AD",
+        help="h5ad of the screen, or the name of a public one (python -m screens --list), kept in "
+        "the user's cache or in DEPARTURES_DATA; without it one is simulated",
+    )  # fmt: skip
     run.add_argument("--out", metavar="FOLDER", help="folder of the run (runs/NAME)")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
@@ -680,13 +713,9 @@ def check(settings):
         )
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
         raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
-    if not settings.discrete and settings.if_expressed:
-        raise InputError(
-            "--no-discrete needs --no-if-expressed: one bridge alone has to carry the zeros"
-        )
     if settings.grn == "structural" and not settings.shifts:
         raise InputError("--grn structural needs --shifts; use --grn coexpression")
-    need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")
+    need = ("skip_gate", "anchor", "gene_embedding")
     for name in need if not settings.shifts else ():
         if getattr(settings, name):
             raise InputError(f"{flag(name)} needs --shifts")
@@ -710,7 +739,7 @@ class Run(NamedTuple):
     settings: Settings
     screen: screens.Screen
     model: torch.nn.Module
-    state: dict  # epoch, epochs, optimiser, log, groups, library
+    state: dict  # epoch, epochs, optimiser, log, groups, library, left_out
 
 
 def free_folder(args):
@@ -733,9 +762,12 @@ def new_run(args, device):
     if os.path.exists(f"{out}/model.pt"):
         raise InputError(f"{out}: holds a run already; give another --out, or --resume {out}")
     screens.check_folder(f"{out}/model.pt")
-    path = os.path.abspath(args.data or f"{out}/screen.h5ad")  # the run is used from any folder
+    name = screens.public_name(args.data) if args.data else None
+    path = screens.downloaded(name) if name else args.data or f"{out}/screen.h5ad"
+    path = os.path.abspath(path)  # the run is used from any folder
     reading = {
         "path": path,
+        "name": name,
         "test": args.test,
         "genes": settings.genes,
         "fraction": settings.test_fraction,
@@ -755,6 +787,7 @@ def new_run(args, device):
         "log": [],
         "groups": screen.fingerprint(),
         "library": screen.library,
+        "left_out": leave_out(model, screen),
     }
     write_checkpoint(out, model, settings, reading, state)
     return Run(out, reading, settings, screen, model, state)
@@ -784,11 +817,11 @@ def resume(out, args, device):
     checkpoint = sample.read_checkpoint(out)
     reading = checkpoint["reading"]
     if args.data:
-        reading["path"] = os.path.abspath(args.data)  # the file may have moved
+        reading["path"] = os.path.abspath(screens.data_path(args.data))  # it may have moved
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
     screen = screens.same_screen(screens.prepare(**reading), checkpoint)
-    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library")
+    parts = ("epoch", "epochs", "optimiser", "log", "groups", "library", "left_out")
     state = {part: checkpoint[part] for part in parts}
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
@@ -811,7 +844,8 @@ def train_sample_and_score(run, device, verbose=False):
         about = evaluate.origin_of(predicted)
         again = f"python sample.py {run.out}"
         page = f"{run.out}/report.html"
-        evaluate.write_report(page, run.screen, predicted, run.out, about, again)
+        tables = {"genes": evaluate.genes_beside(predicted), "trust": read_trust(predicted)}
+        evaluate.write_report(page, run.screen, predicted, run.out, about, again, **tables)
 
 
 def begin(args, device):

@@ -19,6 +19,7 @@ import pandas as pd
 import screens
 from report.scores import gap_of
 from report.tables import convention
+from report.trust import novelty, sentences
 from report.verdict import best_rival, counted, energy, verdict, what_was_predicted
 
 STYLE = Path(__file__).with_suffix(".css")
@@ -26,6 +27,7 @@ LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third mor
 MOST = 40  # conditions whose genes are shown
 MOST_LINES = 200  # conditions whose distances are shown
 NEVER = 20  # doublings; larger ones come from the pseudocount of report/genes.py
+NO_METHODS = ("ceiling", "interpolated duplicate", "floor")  # lines of the tables of scores
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
 
 
@@ -54,7 +56,7 @@ def write_page(
     what changes in every condition, as predicted_genes.csv; trust: how far to trust each, as
     trust.csv; training: whether training conditions were scored. Without rows, nothing was.
     """
-    sentences = verdict(said_of_scored(screen, rows, about, training), rows, summary)
+    said = verdict(said_of_scored(screen, rows, about, training), rows, summary)
     sections = {
         "What was read and held out": reading(screen),
         "How training went": training_went(run),
@@ -65,9 +67,9 @@ def write_page(
         "Settings": settings(about, defaults),
         "How to repeat it": repeat(about, defaults, command),
     }
-    body = page_of(title, sentences, notes_on(rows), sections)
+    body = page_of(title, said, notes_on(rows), sections)
     screens.save(path, html(title, body).encode())
-    return sentences
+    return said
 
 
 # ---- HTML ----------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def html(title, body):
     return "<!doctype html>\n" + ElementTree.tostring(root, "unicode", method="html")
 
 
-def page_of(title, sentences, notes, sections):
+def page_of(title, said, notes, sections):
     """The body: title, verdict, notes on it, contents, sections {heading: elements}, if any."""
     sections = {name: parts for name, parts in sections.items() if parts}
     links = [tag("li", tag("a", name, href=f"#{anchor(name)}")) for name in sections]
@@ -115,7 +117,7 @@ def page_of(title, sentences, notes, sections):
         tag(
             "main",
             tag("h1", title),
-            tag("section", *[tag("p", text) for text in sentences], class_="verdict"),
+            tag("section", *[tag("p", text) for text in said], class_="verdict"),
             *notes,
             tag("nav", tag("ul", *links), aria_label="Contents"),
             *[
@@ -136,20 +138,20 @@ def scrolled(element, label):
     return tag("div", element, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
-def table_of(caption, header, lines, ranges=None, greyed=()):
+def table_of(caption, header, lines, ranges=None, looks=None):
     """A table; header: texts; lines: lists of the line's name and of its cells (`td`).
 
-    ranges: a line of texts above the header; greyed: numbers of columns without range.
+    ranges: a line of texts above the header; looks: {number of a column: class of its header}.
     """
-    looks = ["no-range" if i in greyed else "" for i in range(len(header))]
-    columns = zip(header, looks, strict=True)
-    head = [tag("tr", *[tag("th", text, scope="col", class_=look) for text, look in columns])]
+    looks = looks or {}
+    head = [tag("th", text, scope="col", class_=looks.get(i)) for i, text in enumerate(header)]
+    rows = [tag("tr", *head)]
     if ranges:
-        cells = zip(ranges[1:], looks[1:], strict=True)
-        numbers = [tag("td", text, class_=look) for text, look in cells]
-        head.insert(0, tag("tr", tag("th", ranges[0], scope="row"), *numbers))
+        name, *texts = ranges
+        numbers = [tag("td", text, class_=looks.get(i)) for i, text in enumerate(texts, start=1)]
+        rows.insert(0, tag("tr", tag("th", name, scope="row"), *numbers))
     body = [tag("tr", tag("th", line[0], scope="row"), *line[1:]) for line in lines]
-    table = tag("table", tag("caption", caption), tag("thead", *head), tag("tbody", *body))
+    table = tag("table", tag("caption", caption), tag("thead", *rows), tag("tbody", *body))
     return scrolled(table, caption)
 
 
@@ -250,43 +252,42 @@ def scores(tables, squared, rows, summary):
 
 def kind_of(table):
     """The first word of a table's title: gap, conditions (won), mean or each."""
-    return table[0].split()[0]
+    return table.title.split()[0]
 
 
 def score_table(table):
     """A table of `report.tables` with its colours."""
-    title, header, lines, *more = table
-    ranges, greyed = more or (None, ())
-    best = {i: best_of(table, i) for i in range(1, len(header))}
-    rows = []
-    for name, *texts in lines:
+    columns = range(1, len(table.header))
+    best = {i: best_of(table, i) for i in columns}
+    lines = []
+    for line in table.lines:
         cells = []
-        for i, text in enumerate(texts, start=1):
-            shown = tag("strong", text) if name in best[i] else text
-            look = "no-range" if i in greyed else shade(table, header[i], text)
+        for i in columns:
+            shown = tag("strong", line[i]) if line[0] in best[i] else line[i]
+            look = "no-range" if i in table.greyed else shade(table, table.header[i], line[i])
             cells.append(tag("td", shown, class_=look))
-        rows.append([name, *cells])
+        lines.append([line[0], *cells])
+    title = table.title
     if kind_of(table) == "mean":  # several tables have this title
-        metrics = dict.fromkeys(name.rsplit(" ", 1)[0] for name in header[1:])
+        metrics = dict.fromkeys(name.rsplit(" ", 1)[0] for name in table.header[1:])
         title = f"{', '.join(metrics)}: {title}"
-    return table_of(title, [header[0] or "method", *header[1:]], rows, ranges, greyed)
+    header = [table.header[0] or "method", *table.header[1:]]
+    looks = dict.fromkeys(table.greyed, "no-range")
+    return table_of(title, header, lines, table.ranges, looks)
 
 
 def best_of(table, i):
     """The names of the methods with the best number in column i; none where that means nothing."""
-    _, header, lines, *_ = table
-    if kind_of(table) == "conditions" or header[i] in ("seconds", "parameters"):
+    column = table.header[i]
+    if kind_of(table) == "conditions" or column in ("seconds", "parameters"):
         return []
     numbers = {
-        name: float(texts[i - 1].split()[0])
-        for name, *texts in lines
-        if name not in ("ceiling", "interpolated duplicate", "floor")
-        and re.match(r"-?\d", texts[i - 1])
+        line[0]: float(line[i].split()[0])
+        for line in table.lines
+        if line[0] not in NO_METHODS and re.match(r"-?\d", line[i])
     }
-    falls = kind_of(table) == "each" or (
-        kind_of(table) == "mean" and header[i].split()[0] in ("E", "EMD", "MMD²", "WMSE")
-    )
-    best = (min if falls else max)(numbers.values(), default=None)
+    falls = column.split()[0] in ("E", "EMD", "MMD²", "WMSE") and kind_of(table) == "mean"
+    best = (min if falls or kind_of(table) == "each" else max)(numbers.values(), default=None)
     return [name for name in numbers if numbers[name] == best]
 
 
@@ -466,7 +467,9 @@ def genes_of(table):
     for name, rows in shown.groupby("condition", sort=False):
         parts.append(genes_of_condition(name, rows, opened=name == conditions[0]))
     if len(conditions) > MOST:
-        more = f"{counted(len(conditions) - MOST, 'more condition')}: in predicted_genes.csv."
+        more = (
+            f"{counted(len(conditions) - MOST, 'more condition')}: in a run's predicted_genes.csv."
+        )
         parts.append(tag("p", more))
     return parts
 
@@ -481,7 +484,7 @@ def genes_of_condition(name, rows, opened):
     columns += [("log2_fold_change", fold), ("p_adjusted", chance)]
     if "measured_mean" in rows and rows["measured_mean"].notna().all():
         right = (sure["log2_fold_change"] * sure["measured_log2_fold_change"] > 0).sum()
-        said += f", {right} of these go the same way in the measured cells"
+        said += f"; the same way in the measured cells: {right} of these"
         header += ["measured", "log2 fold, measured", "p, measured"]
         columns += [("measured_mean", level), ("measured_log2_fold_change", fold)]
         columns += [("measured_p_adjusted", chance)]
@@ -513,44 +516,58 @@ def fold(change):
 # ---- Trust ---------------------------------------------------------------------------------------
 
 
+TRUSTED = {  # column of trust.csv: what stands over it
+    "size": "change",
+    "expected": "expected",
+    "low": "from",
+    "high": "to",
+    "error": "error",
+    "new": "what is new",
+    "rests_on": "rests on",
+    "nearest": "nearest in training",
+    "alike": "hardly told from",
+}
+IN_WORDS = ("new", "rests_on", "nearest", "alike")
+
+
 def trust_of(table, rows, figures):
     """What each prediction rests on, and how far off to expect it; nothing without a table."""
     if table is None or not len(table):
         return []
     said = (
-        "What the model knew of a condition before anybody measured it, and how far from the "
-        "measured cells to expect its cells, as an E-distance: half of the training conditions "
-        "that were left out and asked the same kind of question fell between the two bounds."
+        "What the model knew of a condition before it was measured. Change: how far it moves the "
+        "cells. Expected: how far from the measured cells the predicted ones are to be expected; "
+        "of training conditions that were left out, four in five fell between the two numbers "
+        "beside it. Error: how far they are. All are E-distances."
     )
+    warnings = [tag("p", line, class_="warning") for line in sentences(table, False)[1:]]
     found = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
-    header = ["condition", "targets", "rests on", "nearest in training", "moves cells by"]
-    header += ["expected error", "half fall in", *(["error"] if found else []), "hardly told from"]
+    if found:
+        table = table.assign(error=table["condition"].map(found))
+    table = table.assign(new=table.apply(novelty, axis=1))
+    columns = {name: title for name, title in TRUSTED.items() if name in table}
+    looks = {i: "words" for i, name in enumerate(columns, start=1) if name in IN_WORDS}
     lines = []
     for row in table.head(MOST_LINES).to_dict("records"):
-        texts = [row["targets"], row["rests_on"], row["nearest"], known(row["size"])]
-        between = "" if np.isnan(row["expected"]) else f"{row['low']:.2f} to {row['high']:.2f}"
-        texts += [known(row["expected"]), between]
-        if found:
-            texts.append(known(found.get(row["condition"], np.nan)))
-        texts.append(row["alike"])
-        lines.append([row["condition"], *(tag("td", text) for text in texts)])
-    parts = [tag("p", said)]
-    alike = (table["alike"] != "").sum()
-    if alike:
-        warning = (
-            f"{alike:,} of {counted(len(table), 'prediction')} can hardly be told from another: "
-            "what is said of one holds of the other as well."
-        )
-        parts.append(tag("p", warning, class_="warning"))
-    parts.append(table_of("How far to trust each prediction", header, lines))
-    alt = "A point a condition: the higher, the larger the error, and the line is where both agree."
-    caption = "Expected against actual error of the held-out conditions."
-    return parts + figures_of([(f"{figures}/expected_error.png", caption, alt)])
+        texts = [known(row[name]) for name in columns]
+        cells = [tag("td", text, class_=looks.get(i)) for i, text in enumerate(texts, start=1)]
+        lines.append([row["condition"], *cells])
+    title = "How far to trust each prediction"
+    shown = table_of(title, ["condition", *columns.values()], lines, looks=looks)
+    alt = (
+        "A point for each held-out condition, and grey ones for training conditions that were left "
+        "out. On the dashed line the error is the expected one; above it, larger."
+    )
+    caption = "Expected and actual error."
+    drawn = figures_of([(f"{figures}/expected_error.png", caption, alt)])
+    return [tag("p", said), *warnings, shown, *drawn]
 
 
 def known(value):
-    """A distance, for a person."""
-    return "unknown" if np.isnan(value) else f"{value:.2f}"
+    """A text or a distance, for a person."""
+    if isinstance(value, str):
+        return value
+    return "" if np.isnan(value) else f"{value:.2f}"
 
 
 # ---- Settings, and how to repeat it --------------------------------------------------------------

@@ -4,13 +4,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from report.style import CONTROLS, MEASURED, PREDICTED, finish
+from report.style import CONTROLS, DASHED, MEASURED, PREDICTED, finish
 
 
 def draw_paths(path, x, d, genes, condition):
     """Draw the paths of three genes; x and d are (steps + 1, cells, 3).
 
     Above the Brownian bridge of the level if expressed, below the chain that switches the gene.
+    Levels that end below 0 were cut there; where some did, a dashed line says so.
     """
     figure, panels = plt.subplots(
         2, 3, figsize=(10, 5.6), sharex=True, layout="constrained", height_ratios=(1.2, 1)
@@ -22,8 +23,13 @@ def draw_paths(path, x, d, genes, condition):
     panels[0, 0].set_ylabel("Brownian bridge:\nlevel if expressed (log1p)")
     panels[1, 0].set_ylabel("Markov chain: cells, sorted\n(blue: gene is on)")
     figure.suptitle(f"From control cells to {condition}", x=0.01, ha="left", fontsize=11)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    entries = {}
+    for panel in panels[0]:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        entries.values(), entries, loc="outside lower center", ncols=2, frameon=False, fontsize=9
+    )
     finish(figure, path)
 
 
@@ -40,6 +46,9 @@ def draw_levels(panel, x, d):
         panel.plot([], [], color=colour, label=label)
     mean = x.mean(1)
     panel.plot(time, mean, color="black", linewidth=2, label="mean of the level if expressed")
+    if (x[-1] == 0).any():
+        label = "0: at t = 1 a level below it becomes 0"
+        panel.axhline(0, color="black", linewidth=0.8, linestyle=DASHED, label=label)
 
 
 def draw_chain(panel, d):

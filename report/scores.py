@@ -16,6 +16,7 @@ from report.style import (
     WHITE_EDGE,
     finish,
 )
+from report.tables import SHORT
 
 
 def draw_scores(folder, screen, rows, summary, predicted):
@@ -112,32 +113,56 @@ def legend_beside(figure, panel, title):
 
 
 def draw_pca(path, screen, rows, predicted):
-    """Measured (left) and predicted (right) cells of one cell type.
+    """Measured (left) and predicted (right) cells, a line of panels for each cell type.
 
-    In the two principal axes of the measured ones.
+    In the two principal axes of the measured ones; at most six conditions of a type.
     """
-    cell_type = rows[0]["key"][1]
-    keys = [row["key"] for row in rows if row["key"][1] == cell_type][: len(CONDITIONS)]
-    measured = [screen.dense(screen.groups[key]) for key in keys]
+    keys_of = {}
+    for row in rows:
+        keys_of.setdefault(row["key"][1], []).append(row["key"])
+    figure, panels = plt.subplots(
+        len(keys_of),
+        2,
+        figsize=(10.5, 0.4 + 3.6 * len(keys_of)),
+        sharex="row",
+        sharey="row",
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, (cell_type, keys) in zip(panels, keys_of.items(), strict=True):
+        draw_pca_of_type(line, screen, cell_type, keys, predicted)
+    finish(figure, path)
+
+
+def draw_pca_of_type(panels, screen, cell_type, keys, predicted):
+    """Draw the cells of one type's conditions into two panels, measured and predicted."""
+    shown = keys[: len(CONDITIONS)]
+    measured = [screen.dense(screen.groups[key]) for key in shown]
     control = screen.dense(screen.controls(cell_type)[:500])
     centre, axes, share = principal_axes(np.concatenate([control, *measured]))
-    figure, panels = plt.subplots(
-        1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
-    )
-    made = [predicted[key].toarray() for key in keys]
+    made = [predicted[key].toarray() for key in shown]
     for panel, title, cells in zip(
         panels, ("measured", "predicted"), (measured, made), strict=True
     ):
         at = (control - centre) @ axes
         panel.scatter(*at.T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
-        for (perturbation, _), x, colour in zip(keys, cells, CONDITIONS, strict=False):
+        for (perturbation, _), x, colour in zip(shown, cells, CONDITIONS, strict=False):
             at = (x - centre) @ axes
             panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
             mark_mean(panel, at, colour)
-        panel.set(title=title, xlabel=f"PC 1 ({share[0]:.0%} of variance)")
+        panel.set_title(f"{cell_type}, {title}", loc="left")
+        panel.set_xlabel(f"PC 1 ({share[0]:.0%} of variance)")
     panels[0].set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
-    legend_beside(figure, panels[0], f"{cell_type}; crosses: means")
-    finish(figure, path)
+    some = f"{len(shown)} of {len(keys)} conditions; " if len(keys) > len(shown) else ""
+    panels[1].legend(
+        title=f"{some}crosses: means",
+        title_fontsize=9,
+        fontsize=9,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        markerscale=1.8,
+    )
 
 
 def evenly(rows, most=400):
@@ -247,32 +272,35 @@ def draw_mean(panel, screen, row, predicted, fractions):
     panel.scatter(x[others], y[others], s=9, color=CONTROLS, linewidth=0, label="genes")
     label = "the 20 that change most"
     panel.scatter(x[strongest], y[strongest], s=16, color=PREDICTED, linewidth=0, label=label)
-    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
-    panel.set_title(f"{row['condition']}   r = {r:.2f}", loc="left", fontsize=9)
+    metric = "activation PCC" if fractions else "Pearson delta"
+    score = row["scores"]["model"][metric]["all"]  # the number and the name that the tables have
+    score = np.nan if score is None else score
+    panel.set_title(f"{row['condition']}   {SHORT[metric]} = {score:.2f}", loc="left", fontsize=9)
     panel.locator_params(nbins=5)
-    panel.margins(0.09)  # room for the names
     if not fractions:
-        name_strongest(panel, screen.genes, x, y, limits.mean())
+        name_strongest(panel, screen.genes, x, y)
 
 
-def name_strongest(panel, genes, x, y, middle):
-    """Write the names of the three genes that change most beside their points.
+def name_strongest(panel, genes, x, y):
+    """Write the names of the three genes that change most, with a line from each to its point.
 
-    On the side where there is room; the lowest a little lower, the highest a little higher, so that
-    neighbours do not overlap.
+    They stand above all points, where none is hidden, from left to right as their points do.
     """
     three = np.argsort(-np.abs(x))[:3]
-    from_below = three[np.argsort(y[three])]
-    for i, height in zip(from_below, (-10, -3, 4), strict=False):
-        on_the_left = x[i] < middle
+    three = three[np.argsort(x[three])]
+    panel.margins(y=0.05)
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high + 0.16 * (high - low))
+    for i, place, side in zip(three, (0.01, 0.5, 0.99), ("left", "center", "right"), strict=False):
         panel.annotate(
             genes[i],
             (x[i], y[i]),
-            xytext=(4 if on_the_left else -4, height),
-            textcoords="offset points",
+            xytext=(place, 0.99),
+            textcoords="axes fraction",
             fontsize=7,
-            ha="left" if on_the_left else "right",
-            path_effects=[WHITE_EDGE],
+            ha=side,
+            va="top",
+            arrowprops={"arrowstyle": "-", "color": "#555555", "linewidth": 0.5, "shrinkB": 3},
         )
 
 
@@ -282,16 +310,18 @@ def name_strongest(panel, genes, x, y, middle):
 def draw_gap(path, rows, summary):
     """Gap closed on E-distance, all genes: of each method, and in each condition.
 
-    Of the 40 conditions that change most, best predicted on top, cut at -1.5 and 2. There the five
-    best rivals alone are shown, each in a colour that it has on both sides.
+    Methods that do not apply to all conditions stand below the others, pale, with the number of
+    those that they apply to: their means are over other conditions. Of the 40 conditions that
+    change most, best predicted on top, cut at -1.5 and 2. There the five best rivals alone are
+    shown, each in a colour that it has on both sides.
     """
-    gap = {
-        name: scores["E-distance"]["all"]["gap_closed"]
-        for name, scores in summary.items()
-        if name not in ("control", "floor")
-    }
+    energy = {name: scores["E-distance"]["all"] for name, scores in summary.items()}
+    references = ("control", "interpolated duplicate", "floor")
+    gap = {name: energy[name]["gap_closed"] for name in energy if name not in references}
     order = sorted(gap, key=lambda name: np.nan_to_num(gap[name], nan=-np.inf))
     best = [name for name in order[::-1] if name != "model"][:5]
+    partial = {name for name in gap if energy[name]["conditions"] < len(rows)}
+    order.sort(key=lambda name: name not in partial)
     colour = dict(zip(best, CONDITIONS, strict=False)) | {"model": PREDICTED}
     shown = rows[:40]
     figure, (left, right) = plt.subplots(
@@ -303,11 +333,16 @@ def draw_gap(path, rows, summary):
     )
     values = np.array([gap[name] for name in order])
     bars = values.clip(-1.5, 2)
-    left.barh(order, bars, color=[colour.get(name, CONTROLS) for name in order])
+    drawn = left.barh(order, bars, color=[colour.get(name, CONTROLS) for name in order])
+    for name, bar in zip(order, drawn, strict=True):
+        bar.set_alpha(0.35 if name in partial else 1)
+    of = {name: f" ({energy[name]['conditions']} of {len(rows)})" for name in partial}
+    left.set_yticks(range(len(order)), [name + of.get(name, "") for name in order])
     for i, value in enumerate(values):
         at = max(bars[i], 0) + 0.02
         left.text(at, i, f"{value:.2f}", va="center", fontsize=9, path_effects=[WHITE_EDGE])
-    left.set_title("all conditions" + said_of_cut(values), loc="left")
+    title = "all conditions; pale: only some" if partial else "all conditions"
+    left.set_title(title + said_of_cut(values), loc="left")
     left.set_xlim(np.nanmin(bars, initial=0) - 0.05, np.nanmax(bars, initial=1) + 0.2)
     draw_gap_of_conditions(right, shown, ["model", *best], colour, len(rows))
     for panel in (left, right):

@@ -1,6 +1,10 @@
 """Tables that a person reads, as text and as Markdown."""
 
+from typing import NamedTuple
+
 import screens
+
+LEAST_TOLD = 0.75  # a metric that ranks the controls right in fewer conditions has no range
 
 DISTANCES = [
     ("E-distance", "all"),
@@ -34,7 +38,17 @@ TABLES = [  # (what is shown, of which scores); the first two are the paper's ta
             ("discrimination", "all"),
         ],
     ),
-    ("gap", DISTANCES),
+    (
+        "raw",
+        [
+            ("WMSE", "all"),
+            ("R2w delta", "all"),
+            ("centroid accuracy", "all"),
+            ("discrimination without target", "all"),
+        ],
+    ),
+    ("gap_closed", DISTANCES),
+    ("gap_closed_from_mean", DISTANCES),
     (
         "wins",
         [
@@ -49,7 +63,10 @@ TABLES = [  # (what is shown, of which scores); the first two are the paper's ta
 ]
 TITLES = {
     "raw": "mean ± standard deviation over {n} conditions",
-    "gap": "gap closed: 0 as far as the control cells, 1 as close as the floor",
+    "few": "mean ± standard deviation over the halves (conditions: {n}, too few for one over them)",
+    "gap_closed": "gap closed: 0 as far as the control cells, 1 as close as the floor",
+    "gap_closed_from_mean": "gap closed from the perturbed mean: 0 as far as that, 1 as the floor",
+    "active": "gap closed over the conditions that do something, {n} of {all}",
     "wins": "conditions in which the model is better, and the p-value of a two-sided sign test",
 }
 COSTS = "; seconds to train and to predict (of the model: of its epochs)"
@@ -60,6 +77,9 @@ SHORT = {
     "Pearson delta": "r of Δ",
     "Pearson delta from mean": "r from mean",
     "discrimination": "discrim.",
+    "discrimination without target": "discrim. w/o target",
+    "centroid accuracy": "centroid acc.",
+    "R2w delta": "R²w of Δ",
 }
 CONVENTION = (
     "Measured cells are halved at random, 5 times; every method is scored against the same half, "
@@ -70,8 +90,31 @@ CONVENTION = (
     "of expressing cells; r of Δ: of mean\n"
     "changes from the controls; r from mean: from the mean of the training perturbations; overlap: "
     "of the genes that change most; discrim.:\n"
-    "rank of the true condition, 0.5 is chance."
+    "rank of the true condition, 0.5 is chance; centroid acc.: the same in Euclidean distance; "
+    "WMSE, R²w: of means, genes weighted by what\n"
+    "sets the perturbation apart from others. Ceiling: what a repeat at full depth would correlate "
+    "at. Interpolated duplicate: the floor, with\n"
+    "the mean of the training perturbations in genes that do not differ. Dynamic range: which "
+    "share of the way from the perturbed mean to a\n"
+    "perfect answer the duplicate covers. A metric in (parentheses) puts it above the perturbed "
+    f"mean in fewer than {LEAST_TOLD:.0%} of the conditions:\n"
+    "it has no range here, and says nothing."
 )
+
+
+class Table(NamedTuple):
+    """A table of text: the first column names the methods.
+
+    ranges: the text above every column, the metrics' dynamic range; greyed: the numbers of the
+    columns whose metric has none.
+    """
+
+    title: str
+    header: list
+    lines: list
+    ranges: list | None = None
+    greyed: frozenset = frozenset()
+
 
 # arXiv 2511.13124, Tables 1 and 2, Departures on its own split and cells: (mean, sd) by gene set.
 PAPER = {
@@ -113,12 +156,13 @@ def paper_of(screen):
     return None
 
 
-def make_tables(summary, rows, paper=None, costs=None):
-    """The tables [(title, header, lines)], all of text.
+def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None):
+    """The tables, a list of `Table`.
 
     summary: of `evaluate.summarise`; rows: one per condition; paper: the data set whose published
     numbers go below ours; costs: {method: {"seconds", "parameters"}} of those that were trained,
-    which stand beside the gap that they close.
+    which stand beside the gap that they close; ranges: of `evaluate.dynamic_ranges`; active: the
+    summary of the conditions that do something, where some do nothing.
     """
     shown = dict(summary)
     if paper:
@@ -126,23 +170,61 @@ def make_tables(summary, rows, paper=None, costs=None):
     tables = []
     for kind, columns in TABLES:
         columns = [column for column in columns if is_scored(summary, *column)]
-        header = ["", *(f"{SHORT.get(metric, metric)} {genes}" for metric, genes in columns)]
-        lines = []
-        for name, scores in shown.items():
-            cells = [written(kind, scores.get(metric, {}).get(genes)) for metric, genes in columns]
-            if any(cells):
-                lines.append([name, *cells])
-        title = TITLES[kind].format(n=len(rows))
-        if kind == "gap" and costs:
-            title += COSTS
-            header += ["seconds", "parameters"]
-            lines = [[*line, *written_costs(costs.get(line[0]))] for line in lines]
-        tables.append((title, header, lines))
-    title, header, lines = tables[0]
-    tables[0] = (title + said_of_partial(summary, len(rows)), header, lines)
+        table = one_table(kind, columns, shown, ranges)
+        if tables and not table.lines:
+            continue
+        told = "few" if kind == "raw" and of_halves(summary) else kind
+        table = table._replace(title=TITLES[told].format(n=len(rows)))
+        if kind == "gap_closed" and costs:
+            table = with_costs(table, costs)
+        tables.append(table)
+        if kind == "gap_closed" and active:
+            n = sum(not row.get("nothing") for row in rows)
+            title = TITLES["active"].format(n=n, all=len(rows))
+            tables.append(one_table(kind, columns, active, ranges)._replace(title=title))
+    said = said_of_partial(summary, len(rows)) + said_of_nothing(rows)
+    tables[0] = tables[0]._replace(title=tables[0].title + said)
     if 1 < len(rows) <= 8:
         tables.append(each_condition(summary, rows))
     return tables
+
+
+def one_table(kind, columns, shown, ranges):
+    """A `Table`, without a title, of some (metric, gene set) of a summary."""
+    lines = []
+    for name, scores in shown.items():
+        entries = [scores.get(metric, {}).get(genes) for metric, genes in columns]
+        cells = [written(kind, entry) for entry in entries]
+        if any(cells):
+            lines.append([name, *cells])
+        ceilings = [written("ceiling", entry) for entry in entries]
+        if kind == "raw" and any(ceilings):
+            lines.append(["ceiling", *ceilings])
+    header = ["", *(f"{SHORT.get(metric, metric)} {genes}" for metric, genes in columns)]
+    if not ranges:
+        return Table("", header, lines)
+    of_columns = [ranges.get(metric, {}).get(genes) for metric, genes in columns]
+    texts = [written("range", entry) for entry in of_columns]
+    greyed = [i for i, entry in enumerate(of_columns, 1) if not has_range(entry)]
+    return Table("", header, lines, ["dynamic range", *texts], frozenset(greyed))
+
+
+def has_range(entry):
+    """Whether a metric can tell a good answer from the average of all perturbations on a screen.
+
+    entry: of `evaluate.dynamic_ranges`, or None.
+    """
+    return entry is not None and entry["told"] >= LEAST_TOLD
+
+
+def with_costs(table, costs):
+    """A table with two columns of what methods cost."""
+    return table._replace(
+        title=table.title + COSTS,
+        header=[*table.header, "seconds", "parameters"],
+        lines=[[*line, *written_costs(costs.get(line[0]))] for line in table.lines],
+        ranges=table.ranges and [*table.ranges, "", ""],
+    )
 
 
 def published(paper, n):
@@ -171,12 +253,31 @@ def said_of_partial(summary, n):
         names = names_of[conditions]
         applies = "it applies" if len(names) == 1 else "each applies"
         said += f"; {', '.join(names)}: the {conditions} that {applies} to"
+        if of_halves({name: summary[name] for name in names}) and not of_halves(summary):
+            said += ", ± over the halves"
     return said
 
 
+def of_halves(summary):
+    """Whether the standard deviations of a summary are over the halves of the measured cells."""
+    return all("sd_halves" in scores["E-distance"]["all"] for scores in summary.values())
+
+
+def said_of_nothing(rows):
+    """Which conditions do nothing that could be measured, for a title."""
+    names = [row["condition"] for row in rows if row.get("nothing")]
+    if not names:
+        return ""
+    return (
+        f"; as near the controls as chance has it (E-distance, permutations, adjusted p > 0.05): "
+        f"{screens.some(names, 4)}"
+    )
+
+
 def each_condition(summary, rows):
-    """A table of the E-distance in every condition."""
-    header = ["E-distance, all genes", *(row["condition"] for row in rows)]
+    """A table of the E-distance in every condition; in parentheses those that do nothing."""
+    names = [f"({row['condition']})" if row.get("nothing") else row["condition"] for row in rows]
+    header = ["E-distance, all genes", *names]
     lines = []
     for name in summary:
         line = [name]
@@ -184,7 +285,7 @@ def each_condition(summary, rows):
             scores = row["scores"].get(name)
             line.append(f"{scores['E-distance']['all']:.3f}" if scores else "")
         lines.append(line)
-    return "each condition", header, lines
+    return Table("each condition", header, lines)
 
 
 def written(kind, entry):
@@ -192,11 +293,11 @@ def written(kind, entry):
     if entry is None:
         return ""
     if kind == "raw":
-        return f"{entry['mean']:.3f} ± {entry['sd']:.3f}"
-    if kind == "gap" and "gap_closed" in entry:
-        return f"{entry['gap_closed']:.3f}"
+        return f"{entry['mean']:.3f} ± {entry.get('sd_halves', entry['sd']):.3f}"
     if kind == "wins" and "p" in entry:
         return f"{entry['beaten_in']}/{entry['conditions']}, {entry['p']:.1g}"
+    if kind in entry:
+        return f"{entry[kind]:.{2 if kind == 'range' else 3}f}"
     return ""
 
 
@@ -214,13 +315,14 @@ def convention(squared):
     return CONVENTION.replace("root of the unbiased energy", "unbiased energy")
 
 
-def as_text(tables, squared=False):
-    """The tables for a terminal."""
-    out = [convention(squared), ""]
-    for title, header, lines in tables:
-        widths = [max(map(len, column)) + 2 for column in zip(header, *lines, strict=True)]
-        out.append(title)
-        for line in (header, *lines):
+def as_text(tables, squared=False, said=None):
+    """The tables for a terminal, below how they were made; said: in other words than ours."""
+    out = [said or convention(squared), ""]
+    for table in tables:
+        lines = [*([table.ranges] if table.ranges else []), in_parentheses(table), *table.lines]
+        widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+        out.append(table.title)
+        for line in lines:
             cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
             cells[0] = line[0].ljust(widths[0])
             out.append("".join(cells).rstrip())
@@ -228,14 +330,21 @@ def as_text(tables, squared=False):
     return "\n".join(out)
 
 
-def as_markdown(tables, squared=False):
-    """The tables as Markdown."""
-    out = [convention(squared), ""]
-    for title, header, lines in tables:
-        out += [f"**{title}**", ""]
-        out += [markdown_line(line) for line in (header, ["---"] * len(header), *lines)]
+def as_markdown(tables, squared=False, said=None):
+    """As `as_text`, in Markdown. It has one line of header: the ranges stand right below it."""
+    out = [said or convention(squared), ""]
+    for table in tables:
+        header = in_parentheses(table)
+        ranges = [table.ranges] if table.ranges else []
+        out += [f"**{table.title}**", ""]
+        out += map(markdown_line, (header, ["---"] * len(header), *ranges, *table.lines))
         out.append("")
     return "\n".join(out)
+
+
+def in_parentheses(table):
+    """The header of a table, with its greyed columns in parentheses."""
+    return [f"({name})" if i in table.greyed else name for i, name in enumerate(table.header)]
 
 
 def markdown_line(cells):

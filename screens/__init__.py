@@ -2,6 +2,7 @@
 
     screen.py        Screen; prepare, from a file to a screen with its split and its genes
     files.py         h5ad files, read in blocks and written whole or not at all
+    public.py        public screens by name, downloaded once
     labels.py        what a file's columns mean: controls, perturbations, doses, cell types
     normalise.py     counts to log1p
     split.py         which conditions are held out; what the name of a condition means
@@ -19,11 +20,12 @@
 from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
 from screens.drugs import fingerprints, structures
 from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
-from screens.genes import choose_genes, seurat_dispersion, take_genes
-from screens.labels import CONTROL, is_control, targets_of
+from screens.genes import choose_genes, describe_genes, seurat_dispersion, take_genes
+from screens.labels import CONTROL, did_you_mean, is_control, targets_of
 from screens.limits import SEED, check_limits, flag, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
+from screens.public import data_path, downloaded, list_public, public_name
 from screens.screen import (
     COLUMNS,
     READING,
@@ -47,7 +49,7 @@ from screens.statistics import (
     training_statistics,
     within_covariance,
 )
-from screens.tensors import Cells, active_values, check_device, condition_arrays, to_device
+from screens.tensors import Cells, check_device, condition_arrays, to_device
 
 __all__ = [
     "COLUMNS",
@@ -59,7 +61,6 @@ __all__ = [
     "Cells",
     "InputError",
     "Screen",
-    "active_values",
     "at_type",
     "blocks",
     "check_device",
@@ -69,8 +70,12 @@ __all__ = [
     "choose_genes",
     "condition_arrays",
     "control_statistics",
+    "data_path",
     "describe",
+    "describe_genes",
+    "did_you_mean",
     "directions",
+    "downloaded",
     "fingerprints",
     "flag",
     "has_form",
@@ -78,12 +83,14 @@ __all__ = [
     "in_memory",
     "is_control",
     "knock_downs",
+    "list_public",
     "log1p_csr",
     "mean_of",
     "mean_shifts",
     "open_h5ad",
     "population_statistics",
     "prepare",
+    "public_name",
     "read_edges",
     "read_screen",
     "resolve",

@@ -5,6 +5,7 @@ files, and files older than AnnData 0.7, are read whole.) What is written is com
 at all. Axes: C cells, N genes.
 """
 
+import contextlib
 import io
 import os
 import tempfile
@@ -280,7 +281,7 @@ def check_folder(path, *inputs):
     made = []
     try:
         for folder in missing_folders(path):
-            os.mkdir(folder)
+            os.makedirs(folder, exist_ok=True)  # another run may be making it just now
             made.append(folder)
         temporary = f"{path}.tmp"  # as `save` will
         open(temporary, "wb").close()
@@ -291,7 +292,8 @@ def check_folder(path, *inputs):
         ) from error
     finally:
         for folder in reversed(made):
-            os.rmdir(folder)
+            with contextlib.suppress(OSError):  # another run has put something there
+                os.rmdir(folder)
 
 
 def missing_folders(path):

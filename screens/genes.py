@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from screens.command_line import InputError
+from screens.command_line import InputError, some
 from screens.files import blocks, stacked
-from screens.labels import targets_of
+from screens.labels import did_you_mean, targets_of
 
 
 def seurat_dispersion(X, rows=None):
@@ -49,22 +49,66 @@ def choose_genes(screen, n):
     """
     if n >= len(screen.genes):
         return screen
-    perturbed = set()
-    for perturbation in set(screen.perturbation):
-        perturbed |= {gene for gene, _ in targets_of(perturbation, screen.kind)}
-    perturbed &= set(screen.genes)
+    perturbed = perturbed_targets(screen) & set(screen.genes)
     if n < max(2, len(perturbed)):
         raise InputError(
             f"--genes {n}: no genes left beside the {len(perturbed)} perturbed ones that "
             f"{screen.source} measures; give more"
         )
+    screen.found.append(f"kept {n:,} genes: the perturbed ones, then the most variable")
+    best = order_of_genes(screen, perturbed)[:n]
+    return take_genes(screen, np.sort(best))
+
+
+def perturbed_targets(screen):
+    """The names of all that is perturbed, measured or not: a set."""
+    perturbations = set(screen.perturbation)
+    return {name for text in perturbations for name, _ in targets_of(text, screen.kind)}
+
+
+def order_of_genes(screen, perturbed):
+    """Column numbers (N,), the perturbed genes first, then by falling dispersion."""
     training_rows = np.sort(np.concatenate(list(screen.training_groups().values())))
     dispersion = seurat_dispersion(screen.X, training_rows)
     rank = np.nan_to_num(dispersion, nan=-np.inf)
     rank[np.isin(screen.genes, list(perturbed))] = np.inf
-    screen.found.append(f"kept {n:,} genes: the perturbed ones, then the most variable")
-    best = np.argsort(-rank, kind="stable")[:n]
-    return take_genes(screen, np.sort(best))
+    return np.argsort(-rank, kind="stable")
+
+
+def describe_genes(screen, asked=(), n=5000):
+    """What is known of a screen's genes, or of those that are asked for, in lines for a person.
+
+    screen: with all that it measures; n: how many would be kept.
+    """
+    targets = perturbed_targets(screen)
+    order = screen.genes[order_of_genes(screen, targets)]
+    number = {gene: i + 1 for i, gene in enumerate(order)}
+    if asked:
+        return [describe_gene(gene, targets, number, n) for gene in asked]
+    measured = sorted(targets & number.keys())
+    unmeasured = sorted(targets - number.keys())
+    variable = [gene for gene in order if gene not in targets]
+    lines = []
+    if screen.kind == "gene":
+        lines += [
+            f"{len(measured):,} perturbed genes are measured: {', '.join(measured)}",
+            f"{len(unmeasured):,} are not: {', '.join(unmeasured)}",
+        ]
+    return [
+        *lines,
+        f"{len(order):,} genes are measured, of which --genes {n} keeps {min(n, len(order)):,}",
+        f"the most variable first: {some(variable, 20)}",
+    ]
+
+
+def describe_gene(gene, targets, number, n):
+    """What is known of one gene, in a line. number: {gene: its place among all measured}."""
+    perturbed = "perturbed" if gene in targets else "not perturbed"
+    if gene in number:
+        kept = "kept" if number[gene] <= n else "not kept"
+        return f"{gene}: {perturbed}, measured, {kept} ({number[gene]:,} of {len(number):,})"
+    near = "" if gene in targets else did_you_mean(gene, [*number, *targets])
+    return f"{gene}: {perturbed}, not measured{near}"
 
 
 def take_genes(screen, columns):

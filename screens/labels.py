@@ -4,6 +4,7 @@ A *perturbation* is canonical text without a cell type: `control`, `KLF1`, `KLF1
 `Givinostat:0.1`. A *condition* is a perturbation in a cell type, `KLF1+TGFBR2@k562`.
 """
 
+import difflib
 import re
 
 import numpy as np
@@ -27,6 +28,7 @@ PERTURBATION_COLUMNS = (
     "product_name",
     "gene",
     "target_gene",
+    "label",
 )
 CELL_TYPE_COLUMNS = ("cell_type", "cell_line", "celltype", "cell_label")
 DOSE_COLUMNS = ("dose_val", "dose_value", "dose")
@@ -50,6 +52,18 @@ def is_control(label):
     """Whether a label means control: `ctrl`, `Non-targeting`, GEARS' `ctrl+ctrl`, `DMSO` …"""
     plain = re.sub(r"[-_+ ]", "", str(label)).lower()
     return bool(CONTROL_LABELS.fullmatch(plain))
+
+
+def did_you_mean(name, names):
+    """`; did you mean KLF1?` after what is said of a name that is not among the names, or nothing.
+
+    Those that are most like it, whatever their case: three at most.
+    """
+    spelled = {str(known).lower(): str(known) for known in names}
+    near = difflib.get_close_matches(str(name).lower(), spelled)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join(spelled[word] for word in near)}?"
 
 
 # ---- Columns -------------------------------------------------------------------------------------
@@ -174,16 +188,27 @@ def gene_symbols(var, path):
 
 def gene_or_drug(obs, column, label, dose, symbols):
     """Say "gene" or "drug": by the file's own word, else by a dose or structure, else by labels."""
-    stated = ""
-    if "perturbation_type" in obs:
-        stated = " ".join(obs["perturbation_type"].astype(str).unique()).lower()
-    has_structure = "SMILES" in obs or column == "drug"
-    drugs = re.search("drug|chem|compound", stated) or dose is not None or has_structure
     symbols = set(symbols)
     genes = any(is_gene_label(text, symbols) for text in set(label))
-    if re.search("crispr|gene", stated) or (genes and not drugs):
+    if re.search("crispr|gene", stated_type(obs)) or (genes and not says_drug(obs, column, dose)):
         return "gene"
     return "drug"
+
+
+def stated_type(obs):
+    """What a column `perturbation_type` says, in small letters; empty without one."""
+    if "perturbation_type" not in obs:
+        return ""
+    return " ".join(obs["perturbation_type"].astype(str).unique()).lower()
+
+
+def says_drug(obs, column, dose):
+    """Whether a file says that its perturbations are drugs, by a word, a dose or a structure.
+
+    Else what is no gene may be a cytokine, or any other treatment.
+    """
+    named = column in ("drug", "product_name") or "SMILES" in obs
+    return named or dose is not None or bool(re.search("drug|chem|compound", stated_type(obs)))
 
 
 def is_gene_label(label, symbols):

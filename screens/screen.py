@@ -1,5 +1,6 @@
 """The `Screen` that the scripts pass around, and how it is made from a file."""
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from screens.files import blocks, open_h5ad, stacked
 from screens.genes import choose_genes
 from screens.labels import (
     CONTROL,
+    PERTURBATION_COLUMNS,
     canonical_perturbations,
     check_columns,
     find_cell_type_column,
@@ -18,11 +20,13 @@ from screens.labels import (
     find_perturbation_column,
     gene_or_drug,
     gene_symbols,
+    says_drug,
     targets_of,
     text_of,
 )
 from screens.limits import has_form
 from screens.normalise import log1p_csr
+from screens.public import downloaded
 from screens.split import split
 from screens.statistics import stated_directions
 
@@ -35,6 +39,7 @@ COLUMNS = {  # options of `prepare`
 }
 READING = {  # arguments of `prepare`, as a run keeps them, and the form of each
     "path": str,
+    "name": str | None,
     "test": [str],
     "genes": int,
     "fraction": float | int,
@@ -95,24 +100,30 @@ class Screen:
 # ---- From a file to a screen ---------------------------------------------------------------------
 
 
-def prepare(path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, **columns):
+def prepare(
+    path, test=(), genes=5000, fraction=0.3, seed=0, split_column=None, name=None, **columns
+):
     """Read a file, hold conditions out and choose genes: what every script starts from.
 
-    test, fraction, seed, split_column: see `split`; genes: see `choose_genes`; columns: see
-    `read_screen`.
+    test, fraction, seed, split_column: see `split`; genes: see `choose_genes`; name: of the public
+    screen that is read where there is no such file (any more); columns: see `read_screen`.
     """
+    if name and not os.path.exists(path):
+        path = downloaded(name)
     screen = read_screen(path, **columns)
     split(screen, test, fraction, seed, split_column)
     return choose_genes(screen, genes)
 
 
 def read_screen(
-    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None
-):
+    path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None,
+    unlabelled=False,
+):  # fmt: skip
     """Read an h5ad of any form that docs/using.md names as a Screen of all its genes.
 
-    library: what a cell's counts are scaled to; their median, if none is given. Raises InputError
-    for what cannot be understood.
+    library: what a cell's counts are scaled to; their median, if none is given. unlabelled: a file
+    without any column of the perturbation is all controls. Raises InputError for what cannot be
+    understood.
     """
     adata = open_h5ad(path, layer)
     found = [f"{path}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"]
@@ -123,6 +134,10 @@ def read_screen(
         )
     X = adata.X
     obs = adata.obs
+    if unlabelled and not {perturbation_column, *PERTURBATION_COLUMNS} & set(obs):
+        found.append("no column of the perturbation: every cell is taken as a control")
+        perturbation_column, control = "perturbation", CONTROL
+        obs = obs.assign(perturbation=CONTROL)
     check_columns(obs, path, perturbation_column, cell_type_column)
     column, controls = find_perturbation_column(obs, path, perturbation_column, control)
     type_column = cell_type_column or find_cell_type_column(obs)
@@ -162,7 +177,8 @@ def read_screen(
     )
     check_controls(screen, column, type_column)
     found.append(how)
-    found.append(say_perturbations(screen, column, controls, dose_column))
+    is_drug = says_drug(obs, column, dose)
+    found.append(say_perturbations(screen, column, controls, dose_column, is_drug))
     found.append(say_cell_types(screen, type_column))
     return screen
 
@@ -195,11 +211,15 @@ def check_reading(reading, path):
 # ---- What was understood, in words ---------------------------------------------------------------
 
 
-def say_perturbations(screen, column, controls, dose_column):
-    """A line on the perturbations that were found."""
+def say_perturbations(screen, column, controls, dose_column, is_drug):
+    """A line on the perturbations that were found. is_drug: whether the file calls them drugs."""
     count = len(set(screen.perturbation)) - 1
-    kind = "drug" if screen.kind == "drug" else "genetic"
-    line = f"{count:,} {kind} perturbations from '{column}' (control: {some(controls)})"
+    kind = "genetic perturbation"
+    if screen.kind == "drug":
+        kind = "drug perturbation" if is_drug else "treatment"
+    if count != 1:
+        kind += "s"
+    line = f"{count:,} {kind} from '{column}' (control: {some(controls)})"
     if screen.kind == "drug" and dose_column:
         line += f", dose from '{dose_column}'"
     if "drug_embedding" in screen.uns:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from screens.command_line import InputError, some
-from screens.labels import CONTROL, is_control, targets_of
+from screens.labels import CONTROL, did_you_mean, is_control, targets_of
 
 # Values of a split column that hold a cell out.
 HELD_OUT_WORDS = ("test", "ood")
@@ -145,9 +145,10 @@ def resolve(screen, name):
         if key[0] == perturbation or any_dose:
             found.add(key)
     if not found:
+        names = {text for key in screen.groups for text in (key[0], "@".join(key))}
         raise InputError(
-            f"{screen.source}: no cells of condition '{name}'; "
-            f"there are {some('@'.join(key) for key in similar(screen, name))}"
+            f"{screen.source}: no cells of condition '{name}'; there are "
+            f"{some('@'.join(key) for key in similar(screen, name))}{did_you_mean(name, names)}"
         )
     return found
 

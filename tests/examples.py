@@ -366,6 +366,29 @@ def kang_2018(path):
         file["uns/cell_type_categories"] = cell_type.categories.to_numpy(object)
 
 
+KANG_BY_PERTPY = ["CD4 T cells", "CD14+ Monocytes", "B cells", "NK cells", "Megakaryocytes"]
+
+
+def kang_pertpy(path):
+    """The same as pertpy distributes it: counts, `label`, and a patient's number in `replicate`."""
+    columns = {
+        "nCount_RNA": 2000.0,
+        "nFeature_RNA": 600,
+        "tsne1": 0.5,
+        "tsne2": -0.5,
+        "cluster": 5,
+        "cell_type": np.repeat(KANG_BY_PERTPY, 2),
+        "replicate": "patient_1016",
+        "nCount_SCT": 1700.0,
+        "nFeature_SCT": 600,
+        "integrated_snn_res.0.4": "1",
+        "seurat_clusters": "1",
+    }
+    adata = cells_of(["ctrl", "stim"] * 5, columns, "label", logged=False)
+    adata.var["name"] = adata.var_names
+    adata.write_h5ad(path)
+
+
 FORMS = {
     "adamson": adamson,
     "norman": norman,
@@ -376,6 +399,7 @@ FORMS = {
     "sciplex_cellot": sciplex_cellot,
     "kang": kang,
     "kang_2018": kang_2018,
+    "kang_pertpy": kang_pertpy,
 }
 
 

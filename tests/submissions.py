@@ -44,7 +44,7 @@ FUNCTIONS = {  # {file: {function: the exercise that it belongs to}}
         "ctmc_step": "ctmc_step",
         "sample": "sample",
     },
-    "evaluate.py": {
+    "report/metrics.py": {
         "squared_distances": "e_distance",
         "mean_kernels": "e_distance",
         "two_sample": "e_distance",

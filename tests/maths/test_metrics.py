@@ -1,4 +1,9 @@
-"""The metrics of evaluate.py, against independent implementations and closed forms."""
+"""The metrics and what they are worth, against independent implementations and closed forms.
+
+Of report/metrics.py and report/calibration.py.
+"""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -7,9 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-import evaluate
-from evaluate import (
+from report import metrics
+from report.calibration import (
+    dynamic_range,
+    full_depth,
+    interpolated_duplicate,
+    permutation_p,
+)
+from report.metrics import (
     activation_pcc,
+    centroid_accuracy,
     correlation,
     de_overlap,
     discrimination,
@@ -17,13 +29,16 @@ from evaluate import (
     emd,
     gamma_by_median,
     gap_closed,
+    gene_weights,
     mmd2,
     moments,
     pearson_delta,
     squared_distances,
     two_sample,
     wasserstein,
+    weighted_r2,
     welch_t,
+    wmse,
 )
 
 
@@ -110,7 +125,7 @@ def test_distances_in_blocks_equal_a_double_loop(n, m, block, seed):
     similarity = mean_over_distinct(gauss, x) + mean_over_distinct(gauss, y)
     similarity -= 2 * mean_over_pairs(gauss, x, y)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "BLOCK", block)
+        patch.setattr(metrics, "BLOCK", block)
         assert e_distance(x, y, squared=True) == pytest.approx(max(0, energy), abs=1e-6)
         assert mmd2(x, y, 0.7) == pytest.approx(similarity)
 
@@ -269,6 +284,167 @@ def test_discrimination_is_chance_where_nothing_can_be_told_apart(rng):
     y = rng.normal(size=(6, 5))
     assert discrimination(x, y, np.tile(y.mean(0), (4, 1))) == 0.5
     assert np.isnan(discrimination(x, y, ()))
+
+
+def test_discrimination_can_leave_genes_out(rng):
+    """As if they had not been measured; ties still count half."""
+    others = rng.normal(size=(9, 5))
+    x = rng.normal(size=(6, 5))
+    y = rng.normal(size=(6, 5))
+    kept = [0, 1, 4]
+    alone = discrimination(x[:, kept], y[:, kept], others[:, kept])
+    assert discrimination(x, y, others, [2, 3]) == alone
+    assert discrimination(x, y, np.tile(y.mean(0), (4, 1)), [2, 3]) == 0.5
+
+
+def test_a_prediction_that_knows_the_target_alone_is_at_chance_without_it(rng):
+    """Every perturbation silences its own gene, and nothing else happens."""
+    means = 3 - 3 * np.eye(8)
+    scores = [discrimination(m[None], m[None], np.delete(means, i, 0)) for i, m in enumerate(means)]
+    without = [
+        discrimination(m[None], np.full((1, 8), 3.0), np.full((7, 8), 3.0), [i])
+        for i, m in enumerate(means)
+    ]
+    assert scores == [1] * 8
+    assert without == [0.5] * 8
+
+
+def test_centroid_accuracy_is_the_share_of_others_that_are_farther_in_scipys_distances(rng):
+    others = rng.normal(size=(40, 3))
+    x = rng.normal(size=(6, 3))
+    y = rng.normal(size=(6, 3))
+    far = cdist(others, x.mean(0)[None])[:, 0]
+    own = cdist(y.mean(0)[None], x.mean(0)[None]).item()
+    assert centroid_accuracy(x, y, others) == pytest.approx((far > own).mean())
+    assert centroid_accuracy(x, y, np.tile(y.mean(0), (4, 1))) == 0
+    assert np.isnan(centroid_accuracy(x, y, ()))
+
+
+# ---- Means, genes weighted -----------------------------------------------------------------------
+
+
+def test_weights_are_the_squares_of_t_brought_to_0_and_1():
+    """By hand: |t| of 1, 2, 3 and 5 become 0, 1/4, 1/2 and 1, whose squares add up to 21/16."""
+    assert np.allclose(gene_weights(np.array([1.0, 2, 3, 5])), np.array([0, 1, 4, 16]) / 21)
+    assert np.allclose(gene_weights(np.array([0, np.inf, 4, 2])), np.array([0, 4, 4, 1]) / 9)
+    assert np.isnan(gene_weights(np.ones(3))).all()
+
+
+def test_wmse_is_a_weighted_average_of_squared_errors(rng):
+    x = rng.normal(size=(20, 30))
+    y = rng.normal(size=(25, 30))
+    weights = gene_weights(rng.exponential(size=30))
+    expected = np.average((x.mean(0) - y.mean(0)) ** 2, weights=weights)
+    assert wmse(x, y, weights) == pytest.approx(expected)
+
+
+def test_weighted_r2_is_what_is_left_of_the_weighted_variance(rng):
+    """NumPy's covariance with weights has the variance; a perfect answer scores 1."""
+    x = rng.normal(size=(20, 30))
+    y = rng.normal(size=(25, 30))
+    reference = rng.normal(size=30)
+    weights = gene_weights(rng.exponential(size=30))
+    variance = np.cov(y.mean(0) - reference, aweights=weights, ddof=0)
+    expected = 1 - np.average((x.mean(0) - y.mean(0)) ** 2, weights=weights) / variance
+    assert weighted_r2(x, y, reference, weights) == pytest.approx(expected)
+    assert weighted_r2(y, y, reference, weights) == 1
+
+
+def test_the_mean_of_the_perturbations_never_scores_above_0_in_weighted_r2(rng):
+    """It says that nothing sets a perturbation apart: R^2 is -(weighted mean)^2 / variance."""
+    reference = rng.normal(size=30)
+    y = rng.normal(size=(25, 30))
+    weights = gene_weights(rng.exponential(size=30))
+    change = y.mean(0) - reference
+    mean = weights @ change
+    expected = -(mean**2) / (weights @ change**2 - mean**2)
+    assert weighted_r2(reference[None], y, reference, weights) == pytest.approx(expected)
+
+
+# ---- What a metric is worth ----------------------------------------------------------------------
+
+
+def adjusted_by_hand(p):
+    """Benjamini and Hochberg's p: the least n p / rank of all that are not smaller."""
+    n = len(p)
+    rank = stats.rankdata(p, method="max")
+    return np.array([min(n * p[j] / rank[j] for j in range(n) if p[j] >= q) for q in p])
+
+
+def test_the_duplicates_mean_is_interpolated_by_adjusted_p(rng):
+    """With SciPy's Welch test of the cells themselves; and the spread stays that of the half."""
+    half = (rng.exponential(size=(40, 20)) + np.linspace(0, 1.5, 20)) * (rng.random((40, 20)) < 0.7)
+    rest = rng.exponential(size=(500, 20)) * (rng.random((500, 20)) < 0.7)
+    mean = rng.exponential(size=20)
+    alpha = 1 - adjusted_by_hand(stats.ttest_ind(half, rest, equal_var=False).pvalue)
+    found = interpolated_duplicate(half, moments(rest), mean)
+    assert alpha.min() < 0.5 < 0.99 < alpha.max()
+    assert np.allclose(found.mean(0), alpha * half.mean(0) + (1 - alpha) * mean)
+    assert np.allclose(found.std(0), half.std(0))
+
+
+def test_a_gene_that_nobody_expresses_has_the_average_in_the_duplicate(rng):
+    """Welch's test says nothing of it: p counts as 1."""
+    half, rest = np.zeros((5, 3)), np.zeros((9, 3))
+    half[:, 0], rest[:, 0] = rng.random(5) + 9, rng.random(9)
+    found = interpolated_duplicate(half, moments(rest), np.full(3, 0.2))
+    assert np.allclose(found[:, 1:], 0.2)
+    assert np.allclose(found[:, 0], half[:, 0], atol=1e-3)
+
+
+def test_a_dynamic_range_is_the_share_of_the_way_to_a_perfect_score():
+    assert dynamic_range(0.2, 0.6, 1) == pytest.approx(0.5)
+    assert dynamic_range(0.8, 0.2, 0) == pytest.approx(0.75)
+    assert np.isnan(dynamic_range(1, 0.9, 1))
+
+
+@settings(deadline=None)
+@given(st.floats(0.1, 9), st.floats(0.1, 9))
+def test_the_ceiling_is_the_correlation_of_means_of_twice_as_many_cells(signal, noise):
+    """Variance of the signal over that of the whole; twice the cells have half the noise."""
+    assert full_depth(signal / (signal + noise)) == pytest.approx(signal / (signal + noise / 2))
+
+
+def test_there_is_no_ceiling_where_the_halves_do_not_correlate():
+    assert np.isnan(full_depth([0.0, -0.2])).all()
+
+
+def unbiased_energy(distances, chosen):
+    """The squared E-distance of some cells from the others, by loops over pairs."""
+    other = [i for i in range(len(distances)) if i not in chosen]
+    between = np.mean([distances[i, j] for i in chosen for j in other])
+    within = [
+        np.mean([distances[i, j] for i, j in combinations(group, 2)]) for group in (chosen, other)
+    ]
+    return 2 * between - sum(within)
+
+
+@pytest.mark.parametrize(("moved", "wider"), [(0.7, 1), (0, 4)])
+def test_the_permutation_test_is_the_share_of_all_choices_that_are_as_far(rng, moved, wider):
+    """All 84 choices of three cells of nine, within 5 standard errors of 3,999 permutations."""
+    cells = rng.normal(size=(9, 2))
+    cells[:3] = moved + wider * cells[:3]
+    distances = cdist(cells, cells)
+    energy = [unbiased_energy(distances, chosen) for chosen in combinations(range(9), 3)]
+    exact = np.mean(np.array(energy) >= energy[0] - 1e-9)
+    found = permutation_p(distances, 3, rng, 3999)
+    assert 0.02 < exact < 0.98
+    assert abs(found - exact) < 5 * np.sqrt(exact * (1 - exact) / 4000) + 1 / 4000
+
+
+def test_groups_that_differ_have_the_least_p_there_is_and_never_0(rng):
+    cells = np.r_[rng.normal(size=(20, 3)), rng.normal(3, 1, size=(30, 3))]
+    assert permutation_p(cdist(cells, cells), 20, rng, 99) == 1 / 100
+
+
+def test_p_of_groups_that_are_alike_is_uniform(rng):
+    """Kolmogorov and Smirnov's test of 200 of them."""
+    cells = rng.normal(size=(200, 24, 2))
+    p = [permutation_p(cdist(x, x), 10, rng, 99) for x in cells]
+    assert stats.kstest(p, "uniform").pvalue > 1e-4
+
+
+# ---- Which genes change, and the gap closed ------------------------------------------------------
 
 
 def test_welch_t_is_the_textbook_formula(rng):

@@ -1,101 +1,176 @@
-"""Mutants of evaluate.py and of its tables: (file, old text, new text, why it is wrong)."""
+"""Mutants of scoring, metrics and tables: (file, old text, new text, why it is wrong)."""
 
 METRICS = [
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return energy if squared else energy**0.5",
         "return energy**0.5 if squared else energy",
         "root and square exchanged",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "within_x = mean_kernels(x, x, kernels, True)",
         "within_x = mean_kernels(x, x, kernels)",
         "biased: a cell's distance to itself counts",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 2 * between - within_x - within_y",
         "return between - within_x - within_y",
         "the cross term counted once",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 2 * between - within_x - within_y",
         "return 2 * between - within_x",
         "the spread of the measured cells is not taken off",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "block -= values.trace(offset=start, dtype=np.float64)",
         "pass",
         "biased: a cell's distance to itself counts",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "values.trace(offset=start, dtype=np.float64)",
         "values.trace(dtype=np.float64)",
         "from the second block on, the wrong distances are left out",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "    x = np.sort(x, 0)\n    y = np.sort(y, 0)\n",
         "    x = np.sort(x, 1)\n    y = np.sort(y, 1)\n",
         "genes sorted within cells",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "gap -= y[edges[:-1] // n]",
         "gap -= y[edges[:-1] // m % m]",
         "quantiles of unequal samples misaligned",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return -two_sample(",
         "return two_sample(",
         "sign of MMD^2",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 1 / median if median > 0 else 1.0",
         "return 1 / median**2 if median > 0 else 1.0",
         "the kernel's width in squares of squared distances",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "upper = np.triu_indices(len(x), 1)",
         "upper = np.triu_indices(len(x))",
         "a cell's distance to itself sets the kernel's width",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "correlation((x > 0).mean(0), (y > 0).mean(0))",
         "correlation(x.mean(0), y.mean(0))",
         "correlation of means instead of activation",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return correlation(x.mean(0) - reference, y.mean(0) - reference)",
         "return correlation(x.mean(0), y.mean(0))",
         "cells correlate whatever a perturbation does",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "np.mean((far < own) + 0.5 * (far == own))",
         "np.mean(far < own)",
         "a prediction that tells nothing apart looks perfect",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "equal_var=False",
         "equal_var=True",
         "Student's t where Welch's is meant",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "return 1 - (score - floor) / (control - floor)",
         "return (score - floor) / (control - floor)",
         "the gap left instead of the gap closed",
+    ),
+    (
+        "report/metrics.py",
+        "own = np.delete(np.abs(y.mean(0) - x.mean(0)), without).sum()",
+        "own = np.abs(y.mean(0) - x.mean(0)).sum()",
+        "the genes left out count in one of two distances",
+    ),
+    (
+        "report/metrics.py",
+        "return float(np.mean(far > own))",
+        "return float(np.mean(far >= own))",
+        "a prediction that tells nothing apart has the best centroid accuracy",
+    ),
+    (
+        "report/metrics.py",
+        "weights = ((t - t.min()) / np.ptp(t)) ** 2",
+        "weights = (t - t.min()) / np.ptp(t)",
+        "weights that are not squared",
+    ),
+    (
+        "report/metrics.py",
+        "return weights / weights.sum()",
+        "return weights",
+        "weights that do not add up to 1",
+    ),
+    (
+        "report/metrics.py",
+        "variance = weights @ (change - weights @ change) ** 2",
+        "variance = weights @ change**2",
+        "R^2 against no change in place of the mean change",
+    ),
+]
+
+CALIBRATION = [
+    (
+        "report/calibration.py",
+        "alpha = 1 - stats.false_discovery_control(",
+        "alpha = 1 - (",
+        "p-values that are not adjusted",
+    ),
+    (
+        "report/calibration.py",
+        "return half + (1 - alpha) * (mean - of_half[0])",
+        "return half + alpha * (mean - of_half[0])",
+        "the average where genes differ, measured where they do not",
+    ),
+    (
+        "report/calibration.py",
+        "np.nan_to_num(p, nan=1.0)",
+        "np.nan_to_num(p, nan=0.0)",
+        "a gene that nobody expresses counts as different",
+    ),
+    (
+        "report/calibration.py",
+        "return float((positive - negative) / (perfect - negative))",
+        "return float((positive - negative) / perfect)",
+        "range as a share of the perfect score",
+    ),
+    (
+        "report/calibration.py",
+        "return 2 * r / (1 + r)",
+        "return r",
+        "the ceiling of half the cells for that of all",
+    ),
+    (
+        "report/calibration.py",
+        "others = distances.sum() - 2 * between - within",
+        "others = distances.sum() - between - within",
+        "distances between the groups counted as within the second",
+    ),
+    (
+        "report/calibration.py",
+        "chosen = np.vstack([first, rng.permuted(",
+        "chosen = np.vstack([rng.permuted(first), rng.permuted(",
+        "the groups themselves are not tested",
     ),
 ]
 
@@ -119,7 +194,7 @@ SCORING = [
         "counts are scored against logs without a word",
     ),
     (
-        "evaluate.py",
+        "report/metrics.py",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else own",
         "within_y = mean_kernels(y, y, kernels, True) if own is None else 0",
         "the table's distances lack the spread of the measured cells",
@@ -168,8 +243,8 @@ SCORING = [
     ),
     (
         "evaluate.py",
-        "if other[1] == key[1] and other != key]",
-        "if other[1] == key[1]]",
+        "in halves.items() if other[1] == key[1] and other != key]",
+        "in halves.items() if other[1] == key[1]]",
         "the true condition competes with itself",
     ),
     (
@@ -210,6 +285,66 @@ SCORING = [
     ),
     (
         "evaluate.py",
+        "in sums.items() if other[1] == key[1] and other != key]",
+        "in sums.items() if other != key]",
+        "genes weighed against the cells of other types",
+    ),
+    (
+        "evaluate.py",
+        "gap_closed(x.mean(), average.mean(), floor.mean())",
+        "gap_closed(x.mean(), control.mean(), average.mean())",
+        "the perturbed mean at 1 and not at 0",
+    ),
+    (
+        "evaluate.py",
+        'adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])',
+        'adjusted = [row["p_anything"] for row in rows]',
+        "p-values not adjusted over conditions",
+    ),
+    (
+        "evaluate.py",
+        "told = np.mean(positive < negative if farther else positive > negative)",
+        "told = np.mean(positive > negative)",
+        "farther counts as better in what a metric is worth",
+    ),
+    (
+        "report/tables.py",
+        'return entry is not None and entry["told"] >= LEAST_TOLD',
+        "return entry is not None",
+        "a metric that tells nothing is not marked",
+    ),
+    (
+        "evaluate.py",
+        "reference = controls.mean(0) + mean_shift(shifts, in_type(shifts, key[1]))",
+        "reference = controls.mean(0)",
+        "changes from the controls for those from the mean of the perturbations",
+    ),
+    (
+        "evaluate.py",
+        'row["nothing"] = bool(p > SIGNIFICANT)',
+        'row["nothing"] = bool(p <= SIGNIFICANT)',
+        "what does something is said to do nothing",
+    ),
+    (
+        "evaluate.py",
+        '    if screen.kind != "gene":\n        return np.array([], int)\n',
+        "",
+        "a drug that is named as a gene leaves that gene out",
+    ),
+    (
+        "evaluate.py",
+        'of_cells = {metric: scores["floor"][metric] for metric in OF_CELLS}',
+        "of_cells = {metric: scores[BASELINE][metric] for metric in OF_CELLS}",
+        "the positive control of distances is the negative one",
+    ),
+    (
+        "evaluate.py",
+        '{DUPLICATE: row["scores"]["floor"], **row["scores"]}',
+        '{**row["scores"]}',
+        "no range where a perturbation is alone in its type",
+    ),
+    (
+        "evaluate.py",
         "return [place[gene] for gene in genes]",
         "return sorted(place[gene] for gene in genes)",
         "genes compared with other genes",
@@ -234,8 +369,8 @@ SCORING = [
     ),
     (
         "report/tables.py",
-        "{entry['mean']:.3f} ± {entry['sd']:.3f}",
-        "{entry['sd']:.3f} ± {entry['mean']:.3f}",
+        "{entry['mean']:.3f} ± {entry.get",
+        "{entry['sd']:.3f} ± {entry.get",
         "mean and deviation exchanged",
     ),
     (
@@ -246,7 +381,85 @@ SCORING = [
     ),
 ]
 
+CHEATING = [
+    (
+        "evaluate.py",
+        "beaten = others > mean[name] if lower else others < mean[name]",
+        "beaten = others < mean[name]",
+        "of distances the largest ranks first",
+    ),
+    (
+        "evaluate.py",
+        "beaten = others > mean[name] if lower else others < mean[name]",
+        "beaten = others >= mean[name] if lower else others <= mean[name]",
+        "a cheat that is as good as all others fools a metric",
+    ),
+    (
+        "evaluate.py",
+        'if name in CHEATS and beaten.drop("model").all():',
+        "if beaten.all():",
+        "an honest method that is the best is marked as a cheat",
+    ),
+    (
+        "evaluate.py",
+        "for start in range(0, len(rows), at_once):",
+        "for start in range(at_once, len(rows), at_once):",
+        "the first cells of the training set may be copied",
+    ),
+    (
+        "evaluate.py",
+        "correlation(x0.mean(0) - doctored_controls(given).mean(0), change)",
+        "correlation(x0.mean(0), change)",
+        "what doctored controls gain is not what they gain",
+    ),
+    (
+        "rivals/cheats.py",
+        "level + factor**0.5 * (x - level)",
+        "level + factor * (x - level)",
+        "variance times sixteen",
+    ),
+    (
+        "rivals/cheats.py",
+        "(factor - 1) * (given.x.mean(0) - given.x0.mean(0))",
+        "factor * (given.x.mean(0) - given.x0.mean(0))",
+        "four times the shift",
+    ),
+    (
+        "rivals/cheats.py",
+        "given.rng.normal(size=x.shape) * x.std(0)",
+        "given.rng.normal(size=(len(x), 1)) * x.std(0)",
+        "one noise for all genes",
+    ),
+]
+
 MUTANTS = {
-    "maths/test_metrics.py": METRICS,
+    "program/test_few_conditions.py": [
+        (
+            "evaluate.py",
+            "spread.update(averaged(splits, np.std))",
+            "spread.update(averaged(splits))",
+            "a score stands for its own spread",
+        ),
+        (
+            "evaluate.py",
+            "if conditions <= FEW and len(values)",
+            "if len(values)",
+            "the spread over the halves hides that over conditions",
+        ),
+        (
+            "report/tables.py",
+            "entry.get('sd_halves', entry['sd'])",
+            "entry['sd']",
+            "no spread at all, over one condition",
+        ),
+        (
+            "report/tables.py",
+            'told = "few" if kind == "raw" and of_halves(summary) else kind',
+            "told = kind",
+            "it is not said what the spread is of",
+        ),
+    ],
+    "maths/test_metrics.py": METRICS + CALIBRATION,
     "program/test_evaluation.py": SCORING,
+    "program/test_cheats.py": CHEATING,
 }

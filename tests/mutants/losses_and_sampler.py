@@ -460,7 +460,7 @@ MUTANTS = {
         (
             "departures.py",
             '        """Eq. 10."""',
-            '        """Eq. 10; with if-expressed levels, before silent genes are filled."""',
+            '        """Eq. 10; the skip gate sees it too."""',
             "Part I speaks of an addition",
         ),
         (
@@ -514,9 +514,9 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "        self.if_expressed = False\n",
+            "        self.anchor = False\n",
             "",
-            "--paper keeps the if-expressed levels",
+            "--paper keeps the anchor",
         ),
         (
             "departures.py",
@@ -551,9 +551,9 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "        if self.values is not None:\n            sources",
+            "        d0 = self.model.activation(x0)\n        dT",
             "        x0 = x0 / x0.sum(1, keepdim=True).clamp_min(1)\n"
-            "        if self.values is not None:\n            sources",
+            "        d0 = self.model.activation(x0)\n        dT",
             "the cells are changed on their way to the paper's bridges",
         ),
     ],

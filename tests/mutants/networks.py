@@ -264,8 +264,8 @@ MUTANTS = {
     "maths/test_encoder.py": [
         (
             "departures.py",
-            "agreement = direction[conditions.cell_type][:, None] * direction[self.cell_type]",
-            "agreement = direction[self.cell_type].expand_as(same_type)",
+            "agreement = direction[conditions.cell_type][:, None] * direction[others.cell_type]",
+            "agreement = direction[others.cell_type].expand_as(same_type)",
             "a condition borrows with the sign of the other, not of both",
         ),
         (
@@ -602,8 +602,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "C = mixed_covariance(V[rows], same_type, kernels, squared[rows])",
-            "C = mixed_covariance(V[rows], same_type, kernels, squared[: len(rows)])",
+            "C = mixed_covariance(V[rows], same_type, kernels, squared[rows])\n        solved",
+            "C = mixed_covariance(V[rows], same_type, kernels, squared[:1])\n        solved",
             "genes take the amplitudes of others",
         ),
         (
@@ -662,8 +662,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "treated = self.cell_type[(self.target >= 0).any(1)]\n        new_type",
-            "treated = self.cell_type\n        new_type",
+            "treated = fitted.cell_type[(fitted.target >= 0).any(1)]",
+            "treated = fitted.cell_type",
             "a type with fitted controls counts as seen treated",
         ),
         (

@@ -115,14 +115,14 @@ PAGE = [
     ),
     (
         "report/page.py",
-        "best = (min if falls else max)",
-        "best = max",
+        "best = (min if falls or",
+        "best = (max if falls or",
         "the farthest method is bold",
     ),
     (
         "report/page.py",
-        'in ("ceiling", "interpolated duplicate", "floor")\n',
-        'in ("ceiling", "interpolated duplicate")\n',
+        'NO_METHODS = ("ceiling", "interpolated duplicate", "floor")',
+        'NO_METHODS = ("ceiling", "interpolated duplicate")',
         "the floor is the best method",
     ),
     (
@@ -145,7 +145,7 @@ PAGE = [
     ),
     (
         "report/page.py",
-        'return "unknown" if np.isnan(value) else',
+        'return "" if np.isnan(value) else',
         'return "0.00" if np.isnan(value) else',
         "an error that is not known is said to be none",
     ),

@@ -207,8 +207,8 @@ MUTANTS = {
         ),
         (
             "report/tables.py",
-            "lines = [[*line, *written_costs(costs.get(line[0]))] for line in lines]",
-            'lines = [[*line, *written_costs(costs.get("model"))] for line in lines]',
+            "written_costs(costs.get(line[0]))] for line in table.lines]",
+            'written_costs(costs.get("model"))] for line in table.lines]',
             "every method costs what the model does",
         ),
         (

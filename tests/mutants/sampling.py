@@ -1,7 +1,111 @@
 """Small wrong edits of sample.py, each a plausible mistake that the named tests must catch."""
 
 MUTANTS = {
+    "program/test_genes.py": [
+        (
+            "report/genes.py",
+            "variance = np.maximum(squares - n * mean**2, 0) / np.float64(n - 1)",
+            "variance = np.maximum(squares - n * mean**2, 0) / np.float64(n)",
+            "the biased variance",
+        ),
+        (
+            "report/genes.py",
+            "np.bincount(block.indices, values > 0, n_genes)",
+            "np.bincount(block.indices, values, n_genes)",
+            "the mean in place of the fraction that expresses a gene",
+        ),
+        (
+            "report/genes.py",
+            "n_controls, equal_var=False",
+            "n_controls, equal_var=True",
+            "Student's t in place of Welch's",
+        ),
+        (
+            "report/genes.py",
+            "(np.expm1(mean) + PSEUDOCOUNT) / (np.expm1(control_mean) + PSEUDOCOUNT)",
+            "(mean + PSEUDOCOUNT) / (control_mean + PSEUDOCOUNT)",
+            "fold changes of logarithms",
+        ),
+        (
+            "report/genes.py",
+            '"log2_fold_change": np.log2(folds)',
+            '"log2_fold_change": np.log(folds)',
+            "natural logarithms of fold changes",
+        ),
+        (
+            "report/genes.py",
+            "stats.false_discovery_control(p)",
+            "np.minimum(p * len(p), 1.0)",
+            "Bonferroni's adjustment",
+        ),
+        (
+            "report/genes.py",
+            'sort_values("score", ascending=False',
+            'sort_values("score", ascending=True',
+            "the genes that fall come first",
+        ),
+        (
+            "report/genes.py",
+            "describe_cells(screen.X, screen.controls(name)) for",
+            "describe_cells(screen.X, np.flatnonzero(screen.perturbation == screens.CONTROL)) for",
+            "the controls of all cell types are pooled",
+        ),
+        (
+            "report/genes.py",
+            "truth = compare(measured, controls)",
+            "truth = compare(predicted, controls)",
+            "the predicted cells' numbers as the measured ones'",
+        ),
+        (
+            "report/genes.py",
+            'sure["score"] < 0][::-1][:n]',
+            'sure["score"] < 0][:n]',
+            "the genes that fall least are named",
+        ),
+    ],
     "program/test_sampling.py": [
+        (
+            "sample.py",
+            "    if conditions and not named:\n",
+            "    if False:\n",
+            "what was asked for before is written over",
+        ),
+        (
+            "sample.py",
+            'lost = set(obs["condition"][obs["is_predicted"]]) - set',
+            'lost = set(obs["condition"]) - set',
+            "controls that were copied in count as a condition that would be lost",
+        ),
+        (
+            "sample.py",
+            'unlabelled = not (columns.get("perturbation_column") or columns.get("control"))',
+            "unlabelled = True",
+            "a column that was named wrongly makes all cells controls",
+        ),
+        (
+            "screens/screen.py",
+            'perturbation_column, control = "perturbation", CONTROL',
+            'perturbation_column = "perturbation"',
+            "unlabelled cells are controls only where the run's own label is the usual one",
+        ),
+        (
+            "screens/labels.py",
+            "spelled = {str(known).lower(): str(known) for known in names}",
+            "spelled = {str(known): str(known) for known in names}",
+            "names in capitals are not found",
+        ),
+        (
+            "screens/split.py",
+            "{did_you_mean(name, names)}",
+            "",
+            "--test does not tell what is spelled almost like it",
+        ),
+        (
+            "sample.py",
+            "table = all_tables(screen, parts)",
+            "table = all_tables(screen, parts[:1])",
+            "the genes of the first condition only",
+        ),
         (
             "sample.py",
             "enough = max(n, 256) if model.settings.anchor else n",
@@ -16,8 +120,8 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            "screens.read_screen(path, **how, library=library)",
-            "screens.read_screen(path, **how)",
+            "screens.read_screen(path, **how, library=library, unlabelled=unlabelled)",
+            "screens.read_screen(path, **how, unlabelled=unlabelled)",
             "new counts are scaled to the new file's median, not the run's",
         ),
         (
@@ -136,15 +240,9 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            "x0 = values.fill(x0, conditions.cell_type.expand(len(part)), noise)",
-            "x0 = values.fill(x0, 0 * conditions.cell_type.expand(len(part)), noise)",
-            "silent genes are filled from the first cell type",
-        ),
-        (
-            "sample.py",
             "d0 = model.activation(x0)",
             "d0 = torch.ones_like(x0)",
-            "filled genes count as expressed",
+            "silent genes count as expressed",
         ),
         (
             "sample.py",
@@ -163,12 +261,6 @@ MUTANTS = {
             "described = screens.control_statistics(screen, cell_type, elsewhere)",
             "described = screens.control_statistics(screen, cell_type, 0 * elsewhere)",
             "genes that a new type never expresses have level 0",
-        ),
-        (
-            "sample.py",
-            "return ActiveValues(start[place], count[place], values, device)",
-            "return ActiveValues(start, count, values, device)",
-            "populations numbered without the types that are absent",
         ),
         (
             "sample.py",

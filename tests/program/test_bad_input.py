@@ -417,7 +417,9 @@ READING += [
         "marks no whole condition test or ood; use --test",
     ),
     Bad("-m screens tiny.h5ad --test NOBODY", "tiny.h5ad", "no cells of condition 'NOBODY'; there"),
-    Bad("-m screens", "python -m screens", "required: file"),
+    Bad("-m screens", "give an h5ad", "or --list to see the public screens"),
+    Bad("-m screens adamsn", "adamsn", "names them; did you mean adamson?"),
+    Bad("train.py --data nobody", "nobody", "python -m screens --list names them"),
     Bad("-m screens tiny.h5ad", "MEMORY=none", "not a number of GiB", with_a_memory_of_none),
     Bad(
         "-m screens tiny.h5ad",
@@ -442,18 +444,16 @@ SETTINGS = [
         "--epsilon",
         "for --cost sqeuclidean only",
     ),
-    Bad("train.py --data tiny.h5ad --no-discrete", "--no-discrete", "needs --no-if-expressed"),
     Bad(
-        "train.py --data tiny.h5ad --no-shifts --no-skip-gate --no-if-expressed",
+        "train.py --data tiny.h5ad --no-shifts --no-skip-gate",
         "--grn structural",
         "needs --shifts; use --grn coexpression",
     ),
     Bad(
-        "train.py --data tiny.h5ad --no-shifts --no-if-expressed --grn none",
+        "train.py --data tiny.h5ad --no-shifts --grn none",
         "--skip-gate",
         "needs --shifts",
     ),
-    Bad("train.py --data tiny.h5ad --paper --if-expressed", "--if-expressed", "needs --shifts"),
     Bad("train.py --data tiny.h5ad --paper --anchor", "--anchor", "needs --shifts"),
     Bad(
         "train.py --data tiny.h5ad --paper --gene-embedding genes.csv",
@@ -535,7 +535,7 @@ SAMPLING = [
     Bad("sample.py run --condition TF001@HeLa", "'HeLa'", "there are typeA, typeB"),
     Bad("sample.py run --condition ctrl", "--condition ctrl", "nothing is to be predicted"),
     Bad("sample.py run_drugs --condition spare", "spare", "has doses; name one, such as spare:1"),
-    Bad("sample.py run_drugs --condition drug9:1", "drug9", "a drug without a known structure"),
+    Bad("sample.py run_drugs --condition drug9:1", "drug9", "nothing is known of its structure"),
     Bad("sample.py run --cells 0", "--cells", "must be from 1 to 1,000,000, not 0"),
     Bad("sample.py run --seed -2", "--seed", "must be from 0 to 2,147,483,647, not -2"),
     Bad("sample.py run --data tiny.h5ad", "--data", "needs --condition"),
@@ -575,6 +575,7 @@ SCORING = [
     Bad("evaluate.py run --report run/predicted.h5ad", "run/predicted.h5ad", "is an input"),
     Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
+    Bad("evaluate.py run --cheats --training", "--cheats", "takes one run"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),
@@ -672,11 +673,16 @@ SHOWN_ELSEWHERE = {  # refusals of the code that no command here can meet: where
         ".*; continue from the last complete epoch",  # test_processes.py
         ".*: the loss is not finite",  # below
     ],
+    "sample.py": [".*: holds cells of .*, which would be lost"],  # test_sampling.py
     "evaluate.py": [
         ".*: lacks .* of the .* genes",  # evaluate_run takes the shared genes
         ".*: no condition has .* measured",  # test_evaluation.py
     ],
     "screens/files.py": [".*: cannot be written \\("],  # below, and above on toy_data.py
+    "screens/public.py": [  # test_public.py
+        ".*: .*: .*; try again, or fetch it with a browser",
+        "public screens are downloaded with pooch",
+    ],
 }
 
 

@@ -136,7 +136,6 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--shifts": "(on; paper off)",
     "--skip-gate": "(on; paper off)",
     "--anchor": "(on; paper off)",
-    "--if-expressed": "(on; paper off)",
     "--width": "(256)",
     "--embedding": "(64)",
     "--seed": "(0)",
@@ -234,7 +233,8 @@ def predicted(folder):
 def test_a_run_holds_all_its_files(folder):
     """As docs/using.md lists them."""
     expected = {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "figures"}
-    expected |= {"metrics.json", "metrics.csv", "metrics.md", "report.html"}
+    expected |= {"metrics.json", "metrics.csv", "metrics.md", "trust.csv", "predicted_genes.csv"}
+    expected |= {"report.html"}
     assert set(os.listdir(folder / "run")) == expected
     drawn = [folder / "run/loss.png", *(folder / "run/figures").iterdir()]
     assert min(path.stat().st_size for path in drawn) > 10_000

@@ -22,7 +22,7 @@ from evaluate import (
     score_condition,
     summarise,
 )
-from examples import screen_with
+from examples import screen_of, screen_with
 from report import tables
 from toy_data import simulate_screen
 
@@ -233,7 +233,7 @@ def summaries(screen):
 
 def best_rival(summary, metric):
     """The largest gap that a rival closes."""
-    rivals = [name for name in summary if name not in ("model", "floor")]
+    rivals = [name for name in summary if name not in ("model", *evaluate.REFERENCES)]
     return max(summary[name][metric]["all"]["gap_closed"] for name in rivals)
 
 
@@ -264,6 +264,128 @@ def test_the_sign_test_counts_the_conditions_in_which_the_model_is_better(screen
     shuffled = summaries["shuffled"]["control"]["E-distance"]["all"]
     assert twin["beaten_in"] == len(screen.held_out)
     assert shuffled["beaten_in"] == 0
+
+
+# ---- What the metrics are worth on a screen ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strong_and_idle():
+    """Rows of a screen in which A and B each move three genes of their own and C does nothing."""
+    means = {("control", "x"): np.full(12, 3.0)}
+    for name, moved in (
+        ("A", slice(0, 3)),
+        ("B", slice(3, 6)),
+        ("C", slice(0)),
+        ("D", slice(6, 9)),
+    ):
+        means[name, "x"] = means["control", "x"].copy()
+        means[name, "x"][moved] += 1
+    screen = screen_of(means, 40, 0.5, seed=1)
+    screen.held_out = {(name, "x") for name in "ABC"}
+    return score(screen, {key: screen.X[screen.controls("x")] for key in screen.held_out})
+
+
+def test_a_perturbation_that_does_nothing_is_marked(strong_and_idle):
+    p = [row["p_anything"] for row in strong_and_idle]
+    assert [row["nothing"] for row in strong_and_idle] == [False, False, True]
+    assert p[:2] == pytest.approx([1.5 / 1000] * 2)  # of three, the two smallest at 1 / 1000
+    assert p[2] > 0.05
+
+
+def test_the_gap_is_shown_with_and_without_conditions_that_do_nothing(strong_and_idle):
+    shown = evaluate.tables_of(summarise(strong_and_idle), strong_and_idle)
+    without = next(table for table in shown if "that do something, 2 of 3" in table.title)
+    gap = summarise(strong_and_idle[:2])["perturbed mean"]["EMD"]["DE20"]["gap_closed"]
+    assert ["perturbed mean", f"{gap:.3f}"] == [without.lines[1][0], without.lines[1][4]]
+    assert "adjusted p > 0.05): C@x" in shown[0].title
+
+
+def test_where_all_do_something_there_is_one_summary(strong_and_idle):
+    shown = evaluate.tables_of(summarise(strong_and_idle[:2]), strong_and_idle[:2])
+    assert not any("that do something" in table.title for table in shown)
+    assert "adjusted p" not in shown[0].title
+
+
+def test_the_positive_control_is_the_floor_with_a_better_mean_and_no_rival(strong_and_idle):
+    """To the digit in the metrics of cells."""
+    summary = summarise(strong_and_idle)
+    duplicate, floor = summary[evaluate.DUPLICATE], summary["floor"]
+    assert duplicate["E-distance"] == floor["E-distance"]
+    assert duplicate["WMSE"]["all"]["mean"] < 0.1 * summary["perturbed mean"]["WMSE"]["all"]["mean"]
+    assert "beaten_in" not in duplicate["WMSE"]["all"]
+
+
+def test_a_range_is_that_of_the_means_over_conditions():
+    rows = [row_of(1.0, 0.4), row_of(0.8, 0.3), row_of(0.6, 0.3)]
+    for row, negative, positive in zip(rows, (0.8, 0.6, 0.4), (0.2, 0.7, 0.3), strict=True):
+        row["scores"]["perturbed mean"] = {"EMD": {"all": negative}}
+        row["scores"][evaluate.DUPLICATE] = {"EMD": {"all": positive}}
+    found = evaluate.dynamic_ranges(rows)
+    assert found["EMD"]["all"] == pytest.approx({"range": (0.6 - 0.4) / 0.6, "told": 2 / 3})
+    assert evaluate.dynamic_ranges([row_of(1.0, 0.4)]) == {}
+
+
+def test_without_other_perturbations_the_floor_is_the_positive_control():
+    row = row_of(1.0, 0.4)
+    row["scores"]["perturbed mean"] = {"E-distance": {"all": 0.5}}
+    found = evaluate.dynamic_ranges([row])["E-distance"]["all"]
+    assert found == pytest.approx({"range": 0.8, "told": 1})
+
+
+def test_the_gap_is_also_closed_from_the_perturbed_mean(rows):
+    for row in rows:
+        row["scores"]["perturbed mean"] = {"E-distance": {"all": 0.6}}
+    summary = summarise(rows)
+    energy = summary["model"]["E-distance"]["all"]
+    assert energy["gap_closed_from_mean"] == pytest.approx(1 - (energy["mean"] - 0.1) / 0.5)
+    assert summary["perturbed mean"]["E-distance"]["all"]["gap_closed_from_mean"] == 0
+
+
+@pytest.mark.parametrize(("r", "ceiling"), [((0.5, -0.1), 2 / 3), ((-0.5, 0.0), np.nan)])
+def test_the_ceiling_is_missing_where_halves_do_not_correlate(r, ceiling):
+    rows = [row_of(1.0, 0.4), row_of(0.8, 0.3)]
+    for row, of_halves in zip(rows, r, strict=True):
+        row["scores"]["floor"]["Pearson delta"] = {"all": of_halves}
+    entry = summarise(rows)["floor"]["Pearson delta"]["all"]
+    assert entry["ceiling"] == pytest.approx(ceiling, nan_ok=True)
+
+
+def test_weights_compare_a_condition_with_the_cells_of_all_others_of_its_type(screen):
+    """The moments from sums are those of the cells themselves."""
+    keys = [key for key in sorted(screen.groups) if key[0] != "control"]
+    key = keys[0]
+    sums = {key: evaluate.sums_of(screen, key) for key in keys}
+    others = [screen.groups[other] for other in keys if other[1] == key[1] and other != key]
+    cells = screen.dense(np.concatenate(others)).astype(float)
+    mean, sd, n = evaluate.moments_of_rest(sums, key)
+    assert np.allclose(mean, cells.mean(0))
+    assert np.allclose(sd, cells.std(0, ddof=1))
+    assert n == len(cells)
+
+
+def test_the_reference_weighs_perturbations_alike_not_cells(monkeypatch):
+    """As Systema's: the mean of the training perturbations' means."""
+    screen = noise_screen({("control", "x"): 30, ("A", "x"): 90, ("B", "x"): 9, ("C", "x"): 20})
+    screen.held_out = {("C", "x")}
+    asked = []
+
+    def instead(measured, controls, methods, seed, condition, **options):
+        asked.append(options["reference"])
+        return {"control": {}}, np.arange(12)
+
+    monkeypatch.setattr(evaluate, "score_condition", instead)
+    score(screen, {("C", "x"): screen.X[:10]})
+    means = [screen.dense(screen.groups[name, "x"]).mean(0) for name in "AB"]
+    assert np.allclose(asked[0], np.mean(means, 0), atol=1e-6)
+
+
+def test_the_target_gene_is_the_perturbations_own(screen):
+    """Of a drug there is none, even if it is named as a gene is."""
+    gene = str(screen.genes[7])
+    drugs = screen_with(np.ones((2, 3)), ["control", "A:1"], ["x"] * 2, ["A", "B", "C"], "drug")
+    assert evaluate.target_columns(screen, f"{gene}+nobody").tolist() == [7]
+    assert len(evaluate.target_columns(drugs, "A:1")) == 0
 
 
 # ---- The summary ---------------------------------------------------------------------------------
@@ -359,9 +481,28 @@ def test_text_and_markdown_show_the_same_numbers(two_rows, text):
 
 def test_what_does_not_apply_is_left_blank(two_rows):
     shown = tables.make_tables(summarise(two_rows), two_rows)
-    each = next(lines for title, _, lines in shown if title == "each condition")
+    each = next(table.lines for table in shown if table.title == "each condition")
     assert ["additive", "", "0.250"] in each
-    assert all(len(line) == len(header) for _, header, lines in shown for line in lines)
+    assert all(len(line) == len(table.header) for table in shown for line in table.lines)
+
+
+RANGES = {"E-distance": {"all": {"range": 0.43, "told": 0.9}}}
+
+
+@pytest.mark.parametrize("form", [tables.as_text, tables.as_markdown])
+def test_ranges_stand_over_the_columns_and_a_metric_without_is_in_parentheses(two_rows, form):
+    """Discrimination has none, and E-distance has some."""
+    shown = tables.make_tables(summarise(two_rows), two_rows, ranges=RANGES)
+    lines = form(shown[:2]).splitlines()
+    at = [i for i, line in enumerate(lines) if "dynamic range" in line and "0.43" in line]
+    assert len(at) == 1
+    assert "E all" in "".join(lines[at[0] - 2 : at[0] + 2])
+    assert "(discrim. all)" in form(shown) and "(E all)" not in form(shown)
+
+
+@pytest.mark.parametrize(("told", "has"), [(0.75, True), (0.7, False), (np.nan, False)])
+def test_a_metric_has_range_if_it_ranks_the_controls_right_in_three_of_four(told, has):
+    assert tables.has_range({"range": 0.5, "told": told}) == has
 
 
 def test_the_papers_numbers_are_shown_below_its_own_data_only(two_rows):

@@ -212,3 +212,13 @@ def test_an_output_in_a_file_is_refused_and_one_in_a_new_folder_is_not(tmp_path)
     with pytest.raises(screens.InputError, match="choose another place"):
         screens.check_folder(str(tmp_path / "x.txt/y/z.h5ad"))
     assert screens.check_folder(str(tmp_path / "y/z.h5ad")) is None
+
+
+def test_a_folder_that_another_run_makes_at_the_same_time_is_left_to_it(tmp_path, monkeypatch):
+    """It was missing when looked for, and holds a file when it is to be made."""
+    folder = tmp_path / "runs"
+    monkeypatch.setattr("screens.files.missing_folders", lambda path: [str(folder)])
+    folder.mkdir()
+    (folder / "theirs").write_text("")
+    screens.check_folder(str(folder / "z.h5ad"))
+    assert (folder / "theirs").exists()

@@ -130,6 +130,8 @@ WRONG = [  # (where in a checkpoint, what stands there instead)
     (("reading", "test"), "TF001"),
     (("reading", "other"), "x"),
     (("library",), [3]),
+    (("left_out",), [["TF001@typeA", "unseen", True, 0.1, 0.1]]),
+    (("left_out",), [["TF001@typeA", "unseen", True, 0.1, 0.1, math.nan]]),
     (("library",), [math.nan, 3]),
     (("model", WEIGHT), Deleted),
     (("model", WEIGHT), torch.zeros(3)),

@@ -217,13 +217,15 @@ TRUST = pd.DataFrame(
     {
         "condition": [ODD, "C@x"],
         "targets": ["unseen", "seen here"],
-        "rests_on": ["gene network", "memory"],
+        "unseen": [ODD, ""],
+        "cell_type_seen": [True, True],
+        "rests_on": ["the gene network", "memory of its targets"],
         "nearest": ["B@x", "B@y"],
         "size": [0.8, 0.5],
         "expected": [0.25, np.nan],
         "low": [0.125, np.nan],
         "high": [0.375, np.nan],
-        "alike": ["C@x", ""],
+        "alike": ["C@x", ODD],
     }
 )
 
@@ -363,21 +365,30 @@ def test_the_strongest_genes_of_a_condition_are_shown(folder):
     text = written(folder, genes=genes_of(14)).text
     lines = text.split("the genes whose change stands out most")[1].split("Settings")[0]
     assert re.findall("<g(\\d+)>", lines) == [str(i) for i in (*range(5), *range(9, 14))]
-    assert f"{ODD}: 8 of 10 with p < 0.05, 4 of these go the same way in the measured" in text
+    assert f"{ODD}: 8 of 10 with p < 0.05; the same way in the measured cells: 4 of these" in text
     assert "<g0>1.002.00on0.011.50+0.250.2" in lines
 
 
 def test_genes_that_were_not_measured_have_a_table_without(folder):
     text = written(folder, genes=genes_of(4, measured=False)).text
-    assert f"{ODD}: 2 of 4 with p < 0.05" in text and "same way" not in text
+    assert f"{ODD}: 2 of 4 with p < 0.05" in text and "the same way" not in text
 
 
 def test_how_far_to_trust_each_is_said(folder):
     """What was expected, beside the error that came out; what is not known is not made up."""
     text = written(folder, trust=TRUST).text
-    assert f"{ODD}unseengene networkB@x0.800.250.12 to 0.380.40C@x" in text
-    assert "C@xseen herememoryB@y0.50unknownunknown" in text
-    assert "1 of 2 predictions can hardly be told from another" in text
+    assert (
+        f"{ODD}0.800.250.120.380.40{ODD} never perturbed in trainingthe gene networkB@xC@x" in text
+    )
+    assert "C@x0.50targets seen in this cell typememory of its targetsB@y" in text
+    assert "2 predictions can hardly be told apart" in text
+
+
+def test_without_expected_errors_none_are_shown(folder):
+    """As of a run with --paper."""
+    table = TRUST[["condition", "targets", "unseen", "cell_type_seen", "nearest"]]
+    text = written(folder, rows=[], trust=table).text
+    assert "conditionwhat is newnearest in training" + ODD in text
 
 
 def test_every_condition_has_its_line(shown):

@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +24,7 @@ import screens
 import train
 from departures import ImprovedSettings
 from examples import SYMBOLS, screen_of, screen_with, write
+from interop import snippets
 from screens import CONTROL
 from toy_data import simulate_drug_screen, simulate_screen
 
@@ -36,6 +41,7 @@ def train_on(path, out, test, also=(), **changes):
     sample.check_predictable(model, screen, screen.held_out)
     state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": []}
     state |= {"groups": screen.fingerprint(), "library": screen.library}
+    state["left_out"] = train.leave_out(model, screen)
     save = partial(train.write_checkpoint, str(out), model, own, reading)
     train.train(model, screen, own, str(out), state, "cpu", save)
     return screen, model
@@ -112,10 +118,36 @@ def test_a_target_of_which_nothing_is_known_is_refused(genes, tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+SPELLED = {  # names that are not there, and what was meant
+    "KLF11+AHR": "did you mean KLF1?",
+    "bak1": "did you mean BAK1?",
+    "KLF1@A594": "did you mean A549?",
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_a_name_that_is_spelled_almost_like_another_is_told(genes, name):
+    """Of a gene, whatever its case, and of a cell type."""
+    with pytest.raises(screens.InputError) as error:
+        cells_of(genes, name)
+    assert str(error.value).endswith(SPELLED[name])
+
+
+def test_names_of_conditions_to_hold_out_and_of_genes_to_ask_for_later_are_told_too(genes):
+    """--test and --also of train.py."""
+    screen, _, _ = restored(genes)
+    with pytest.raises(screens.InputError, match=r"did you mean BAK1\+KLF1 or"):
+        screens.resolve(screen, "BAK1+KLF2")
+    with pytest.raises(screens.InputError, match="did you mean STAT1"):
+        train.check_also(["STAT11"], screen, None, {})
+    with pytest.raises(screens.InputError, match="gene-embedding$"):
+        train.check_also(["XYZ"], screen, None, {})
+
+
 def test_a_drug_of_which_nothing_is_known_is_refused(drugs):
     """The remedy is a table of structures."""
     screen, model, _ = restored(drugs)
-    message = "'Aspirin': .* a drug without a known structure; .* train with --drug-embedding"
+    message = "'Aspirin': .* nothing is known of its structure; .* train with --drug-embedding"
     with pytest.raises(screens.InputError, match=message):
         sample.check_predictable(model, screen, [("Aspirin:1", "A549")])
 
@@ -171,6 +203,21 @@ def test_a_condition_that_nobody_measured_has_200_cells(genes):
     path = sample.sample_run(genes, conditions=["KLF1+AHR", "AHR"])
     assert path == f"{genes}/asked.h5ad"
     assert conditions_in(path) == {"AHR+KLF1@A549": 200, "AHR@A549": 12}
+
+
+def test_cells_that_were_asked_for_before_are_not_lost_without_a_word(genes, tmp_path):
+    """Unless the file is named; to ask for the same again, or for more, needs no name."""
+    shutil.copy(f"{genes}/model.pt", tmp_path)
+    run = str(tmp_path)
+    path = sample.sample_run(run, conditions=["KLF1"], cells=2)
+    before = Path(path).read_bytes()
+    with pytest.raises(screens.InputError, match="holds cells of KLF1@A549.* --out .*asked.h5ad"):
+        sample.sample_run(run, conditions=["BAK1"])
+    assert Path(path).read_bytes() == before
+    for _ in range(2):
+        sample.sample_run(run, conditions=["KLF1", "BAK1"], cells=3, with_controls=True)
+    sample.sample_run(run, conditions=["BAK1"], cells=4, out=path)
+    assert conditions_in(path) == {"BAK1@A549": 4}
 
 
 def test_where_nothing_is_held_out_the_file_is_empty_and_it_says_so(genes, tmp_path, capsys):
@@ -278,11 +325,8 @@ def recorded(run, monkeypatch, perturbation, cell_type, n):
     screen, model, _ = restored(run)
     recorder = Recorder()
     monkeypatch.setattr(sample, "sample", recorder)
-    values = sample.control_values(model, screen, "cpu")
     cells = screens.Cells(screen.X, "cpu")
-    made = sample.predict(
-        model, screen, cells, perturbation, cell_type, n, values, 0, "cpu", batch=5
-    )
+    made = sample.predict(model, screen, cells, perturbation, cell_type, n, 0, "cpu", batch=5)
     return screen, model, recorder, made
 
 
@@ -295,14 +339,12 @@ def test_each_predicted_cell_is_in_the_row_of_the_control_that_it_started_from(g
     assert np.isin(rows, screen.controls("A549")).all()
 
 
-def test_silent_genes_begin_with_a_draw_from_the_controls_of_the_same_type(drugs, monkeypatch):
-    """And are known to be off."""
-    screen, _, recorder, _ = recorded(drugs, monkeypatch, "Givinostat:1", "K562", 12)
-    controls = screen.dense(screen.controls("K562"))
+def test_cells_start_as_the_controls_were_measured(drugs, monkeypatch):
+    """And it is known which of their genes are on."""
+    screen, _, recorder, (_, _, rows) = recorded(drugs, monkeypatch, "Givinostat:1", "K562", 12)
     x0, d0 = (torch.cat(parts).numpy() for parts in zip(*recorder.starts, strict=True))
-    assert (d0 == 0).any() and (x0 > 0).all()
-    for i in range(x0.shape[1]):
-        assert np.isin(x0[:, i], controls[:, i]).all()
+    assert np.array_equal(x0[:12], screen.dense(rows))
+    assert np.array_equal(d0, x0 > 0) and (d0 == 0).any()
 
 
 def test_the_sampler_is_asked_for_the_condition(drugs, monkeypatch):
@@ -330,7 +372,7 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
     screen, model, _ = restored(genes)
     model.settings.anchor = anchor
     cells = screens.Cells(screen.X, "cpu")
-    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, None, 0, "cpu")
+    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, 0, "cpu")
     assert [len(x0) for x0, _ in recorder.starts] == [simulated]
     assert [part.shape[0] for part in made] == [5, 5, 5]
 
@@ -338,10 +380,9 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
 def test_few_cells_are_the_first_of_256(genes):
     """Their means over cells were put in the same place."""
     screen, model, _ = restored(genes)
-    values = sample.control_values(model, screen, "cpu")
     cells = screens.Cells(screen.X, "cpu")
     few, many = (
-        sample.predict(model, screen, cells, "KLF1", "A549", n, values, 0, "cpu") for n in (5, 256)
+        sample.predict(model, screen, cells, "KLF1", "A549", n, 0, "cpu") for n in (5, 256)
     )
     assert np.array_equal(few[0].toarray(), many[0].toarray()[:5])
     assert np.array_equal(few[1].toarray(), many[1].toarray()[:5])
@@ -433,6 +474,48 @@ def test_libraries_over_other_genes_are_said_to_be_another_scale(scales, capsys)
     assert "its libraries are counted over 30 genes, that file's over 29" in printed
 
 
+def other_file(other_cells, folder, change):
+    """Another file of controls, as it was changed; its path."""
+    adata = change(anndata.read_h5ad(other_cells))
+    adata.write_h5ad(folder / "changed.h5ad")
+    return str(folder / "changed.h5ad")
+
+
+def without_column(adata):
+    """Cells of which no column says the perturbation."""
+    del adata.obs["condition"]
+    return adata
+
+
+@pytest.mark.parametrize("reading", [{}, {"perturbation_column": "mine", "control": "none"}])
+def test_cells_of_which_nothing_says_the_perturbation_are_all_controls(
+    genes, other_cells, tmp_path, capsys, reading
+):
+    """Whatever the column was called in the run's own file; a line says so."""
+    path = other_file(other_cells, tmp_path, without_column)
+    content = sample.read_checkpoint(genes)
+    content["reading"] |= reading
+    screen = sample.run_screen(content, path, {})
+    assert len(screen.controls("A549")) == len(screen.controls("HeLa")) == 20
+    assert "every cell is taken as a control" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", [{"perturbation_column": "mine"}, {"control": "none"}])
+def test_a_column_or_a_label_that_was_named_has_to_be_there(genes, other_cells, tmp_path, named):
+    """A slip of the pen does not make treated cells controls."""
+    path = other_file(other_cells, tmp_path, without_column)
+    with pytest.raises(screens.InputError, match="no column 'mine'|no perturbation column"):
+        sample.run_screen(sample.read_checkpoint(genes), path, named)
+
+
+def test_other_controls_without_some_of_the_runs_genes_are_refused(genes, other_cells, tmp_path):
+    """With the way out."""
+    path = other_file(other_cells, tmp_path, lambda adata: adata[:, 3:])
+    message = "lacks 2 of the run's 10 genes, such as AHR; .* train on the genes of both files"
+    with pytest.raises(screens.InputError, match=message):
+        sample.run_screen(sample.read_checkpoint(genes), path, {})
+
+
 def test_columns_of_other_controls_can_be_named(genes, other_cells, tmp_path):
     """Where they are not those of the run's own file."""
     adata = anndata.read_h5ad(other_cells)
@@ -492,24 +575,6 @@ def test_a_gene_that_a_new_types_controls_never_express_has_the_level_of_the_oth
     sample.describe_new_types(model, screen_of(means, genes=SYMBOLS), replace=True)
     assert model.cell_types == ["A549", "HeLa", "Jurkat"]
     assert model.control_level[1].tolist() == [1, 1, 1, 1, 3, 1, 1, 1, 1, 1]
-
-
-def test_each_type_draws_from_its_own_values_where_others_of_the_run_have_no_cells(genes):
-    """A549 has none in this file; HeLa's and Jurkat's values are their own."""
-    means = {(CONTROL, "HeLa"): np.ones(10), (CONTROL, "Jurkat"): np.full(10, 3.0)}
-    screen = screen_of(means, genes=SYMBOLS)
-    _, model, _ = restored(genes)
-    sample.describe_new_types(model, screen, replace=True)
-    values = sample.control_values(model, screen, "cpu")
-    filled = values.fill(torch.zeros(2, 10), torch.tensor([1, 2]), sample.Noise(0))
-    assert filled.tolist() == [[1.0] * 10, [3.0] * 10]
-
-
-def test_a_model_without_if_expressed_levels_has_no_values_to_draw(genes):
-    """--no-if-expressed."""
-    screen, model, _ = restored(genes)
-    model.settings.if_expressed = False
-    assert sample.control_values(model, screen, "cpu") is None
 
 
 # ---- predicted.h5ad ------------------------------------------------------------------------------
@@ -597,6 +662,65 @@ def test_real_controls_are_called_that_and_have_no_dose(copied):
     assert obs["dose"].isna().all()
 
 
+def test_which_genes_change_is_written_beside_the_cells_and_into_the_file(genes, capsys):
+    """The same table, by condition; what was asked for by name is said in words, too."""
+    cells = cells_of(genes, "KLF1", "KLF1+AHR")
+    inside = cells.uns["predicted_genes"]
+    beside = pd.read_csv(f"{genes}/cells_genes.csv")
+    assert list(beside) == list(inside)
+    assert beside["gene"].tolist() == inside["gene"].tolist() and len(inside) == 2 * len(SYMBOLS)
+    assert "\nKLF1@A549: up " in capsys.readouterr().out
+
+
+def test_the_table_of_genes_is_of_the_cells_in_the_file(genes):
+    """Predicted against the real controls; measured where the condition was."""
+    cells = cells_of(genes, "KLF1", "KLF1+AHR", with_controls=True)
+    table = cells.uns["predicted_genes"].set_index(["condition", "gene"])
+    for condition, column in (("KLF1@A549", "predicted_mean"), ("control@A549", "control_mean")):
+        mean = cells[cells.obs["condition"] == condition].X.toarray().mean(0)
+        assert np.allclose(table.loc["KLF1@A549"].loc[SYMBOLS, column], mean, atol=1e-6)
+    assert table["measured_mean"].isna().tolist() == [False] * 10 + [True] * 10
+
+
+def test_the_snippets_for_other_tools_run(genes, tmp_path, monkeypatch, capsys):
+    """Those that need no other tool, on this run under the name of theirs: see tests/interop.sh."""
+    (tmp_path / "runs/simulated").mkdir(parents=True)
+    shutil.copy(f"{genes}/model.pt", tmp_path / "runs/simulated")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "draw_scores", lambda *arguments, **options: None)
+    monkeypatch.setattr(sample, "draw_paths", lambda *arguments: None)
+    sample.sample_run("runs/simulated")  # as train.py does
+    ran = []
+    names = {}
+    for language, text in snippets():
+        text = text.replace("TF003", TRIPLE).replace("typeA", "A549")
+        if language != "python":
+            for command in [line for line in text.splitlines() if line.startswith("python ")]:
+                _, script, *arguments = shlex.split(command)
+                monkeypatch.setattr(sys, "argv", [script, *arguments])
+                {"sample.py": sample, "evaluate.py": evaluate}[script].main()
+                ran.append(script)
+        elif not re.search("scanpy|pertpy", text):
+            exec(text, names)
+            ran.append("python")
+    assert sorted(ran) == ["evaluate.py", "python", "sample.py"]
+    assert len(names["of_one"]) == len(SYMBOLS)
+    for path in ("runs/simulated/predicted.h5ad", "truth.h5ad"):
+        assert (anndata.read_h5ad(path).obs["perturbation"] == CONTROL).any()
+
+
+def test_the_snippet_cuts_a_screen_to_the_genes_of_other_controls(
+    other_cells, tmp_path, monkeypatch
+):
+    """Which then lack none of the genes of a run on it."""
+    monkeypatch.chdir(tmp_path)
+    anndata.read_h5ad(other_cells).write_h5ad("screen.h5ad")
+    anndata.read_h5ad(other_cells)[:, 3:9].write_h5ad("new_controls.h5ad")
+    for _, text in snippets("Other control cells"):
+        exec(text, {})
+    assert anndata.read_h5ad("shared.h5ad").var_names.tolist() == [*reversed(SYMBOLS)][2:8]
+
+
 # ---- Paths ---------------------------------------------------------------------------------------
 
 
@@ -622,7 +746,7 @@ def test_the_paths_are_drawn_of_the_genes_that_rise_fall_and_switch_most(genes, 
     X[:, 6] += 4
     X[:, 8] = 0
     other = screen_with(X, screen.perturbation, screen.cell_type, screen.genes)
-    sample.trace_paths("paths.png", model, other, "KLF1", "A549", None, 0, "cpu", cells=8)
+    sample.trace_paths("paths.png", model, other, "KLF1", "A549", 0, "cpu", cells=8)
     ((path, x, d, names, condition),) = drawn
     assert names.tolist() == [SYMBOLS[i] for i in (2, 6, 8)]
     assert x.shape == d.shape == (3, 8, 3)

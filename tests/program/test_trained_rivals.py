@@ -172,6 +172,7 @@ def trained_once(tmp_path_factory):
     groups = screen.fingerprint()
     state = {"epoch": 0, "epochs": 1, "optimiser": None, "log": [], "groups": groups}
     state["library"] = screen.library
+    state["left_out"] = []
     save = partial(train.write_checkpoint, str(folder), model, own, reading)
     train.train(model, screen, own, str(folder), state, "cpu", save)
     sample.sample_run(str(folder), screen=screen)
@@ -227,8 +228,8 @@ def test_seconds_and_parameters_stand_beside_the_gap_that_is_closed(
     costs = metrics(run)["costs"]
     assert costs["model"]["parameters"] == parameters and costs["Half"]["parameters"] == 1234
     table = capsys.readouterr().out.split("gap closed: 0")[1].split("\n\n")[0].splitlines()
-    assert table[1].split()[-2:] == ["seconds", "parameters"]
-    ends = {line.split("  ")[0]: line.split()[-1] for line in table[2:]}
+    assert table[2].split()[-2:] == ["seconds", "parameters"]
+    ends = {line.split("  ")[0]: line.split()[-1] for line in table[3:]}
     assert (ends["Half"], ends["model"]) == ("1,234", f"{parameters:,}")
     assert "." in ends["LAOT"]  # its last number is a gap
 
@@ -306,8 +307,11 @@ def test_the_figure_shows_every_rival_and_the_five_best_in_each_condition(tmp_pa
         drawn.append((panel.figure.axes[0], methods))
 
     names = [f"rival {i}" for i in range(17)]
-    gaps = {name: {"E-distance": {"all": {"gap_closed": i / 20}}} for i, name in enumerate(names)}
-    gaps["model"] = {"E-distance": {"all": {"gap_closed": 0.5}}}
+    gaps = {name: i / 20 for i, name in enumerate(names)} | {"model": 0.5}
+    gaps = {
+        name: {"E-distance": {"all": {"gap_closed": gap, "conditions": 0}}}
+        for name, gap in gaps.items()
+    }
     monkeypatch.setattr(scores, "draw_gap_of_conditions", instead)
     scores.draw_gap(str(tmp_path / "gap.png"), [], gaps)
     ((left, methods),) = drawn

@@ -1,0 +1,114 @@
+"""Which genes a perturbation changes, in the words of a biologist: a table for every condition.
+
+It is the table that Scanpy's `rank_genes_groups(method="t-test")` makes of the same cells: the same
+order, the same numbers. Axes: n cells, N genes.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import screens
+
+PSEUDOCOUNT = 1e-9  # Scanpy's: a gene that one side never expresses changes by about 30 doublings
+COLUMNS = {  # of a table; those of the measured cells are `measured_` and one of these
+    "gene": "symbol",
+    "control_mean": "mean log1p expression of the controls of the cell type",
+    "predicted_mean": "mean log1p expression of the predicted cells",
+    "log2_fold_change": "log2((expm1(predicted mean) + 1e-9) / (expm1(control mean) + 1e-9))",
+    "fraction_change": "fraction of the predicted cells that express the gene - that of controls",
+    "score": "Welch's t of log1p expression, predicted - control; the table is sorted by it",
+    "p": "its two-sided p-value",
+    "p_adjusted": "p, adjusted over the genes of the condition (Benjamini and Hochberg 1995)",
+}
+MEASURED = ("mean", "log2_fold_change", "fraction_change", "p_adjusted")
+
+
+def describe_cells(X, rows=None):
+    """How many cells there are, and the mean, variance and expressing fraction of each gene (N,).
+
+    X (n, N) CSR, log1p; rows: some of its rows. The variance is the unbiased one, NaN of one cell.
+    """
+    n_genes = X.shape[1]
+    n = 0
+    total, squares, expressing = np.zeros((3, n_genes))
+    for block in screens.blocks(X, rows):
+        n += block.shape[0]
+        values = block.data.astype(np.float64)
+        total += np.bincount(block.indices, values, n_genes)
+        squares += np.bincount(block.indices, values**2, n_genes)
+        expressing += np.bincount(block.indices, values > 0, n_genes)
+    mean = total / n
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = np.maximum(squares - n * mean**2, 0) / np.float64(n - 1)
+    return n, mean, variance, expressing / n
+
+
+def compare(cells, controls):
+    """How cells differ from controls, {column: (N,)}; both as `describe_cells` has them.
+
+    A gene that does not vary, or cells of which there is one, have score 0 and p 1, as in Scanpy.
+    """
+    n, mean, variance, fraction = cells
+    n_controls, control_mean, control_variance, control_fraction = controls
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score, p = stats.ttest_ind_from_stats(
+            mean, variance**0.5, n, control_mean, control_variance**0.5, n_controls, equal_var=False
+        )
+    p = np.nan_to_num(p, nan=1.0)
+    folds = (np.expm1(mean) + PSEUDOCOUNT) / (np.expm1(control_mean) + PSEUDOCOUNT)
+    return {
+        "mean": mean,
+        "log2_fold_change": np.log2(folds),
+        "fraction_change": fraction - control_fraction,
+        "score": np.where(np.isnan(score), 0.0, score),
+        "p": p,
+        "p_adjusted": stats.false_discovery_control(p),
+    }
+
+
+def gene_table(genes, predicted, controls, measured=None):
+    """What a condition changes: a row for each of the genes (N,), sorted by falling score.
+
+    predicted, controls, measured: cells of one cell type, as `describe_cells` has them. The columns
+    are COLUMNS and, where there are measured cells, `measured_` and each of MEASURED.
+    """
+    change = compare(predicted, controls)
+    table = {"gene": genes, "control_mean": controls[1], "predicted_mean": change.pop("mean")}
+    table |= change
+    if measured is not None:
+        truth = compare(measured, controls)
+        table |= {f"measured_{name}": truth[name] for name in MEASURED}
+    return pd.DataFrame(table).sort_values("score", ascending=False, kind="stable")
+
+
+def all_tables(screen, parts):
+    """The tables of all conditions below each other, with a first column `condition`.
+
+    parts: [(perturbation, cell type, predicted cells (n, N) CSR, …)]. The controls and the measured
+    cells are the screen's.
+    """
+    types = {cell_type for _, cell_type, *_ in parts}
+    controls = {name: describe_cells(screen.X, screen.controls(name)) for name in types}
+    tables = []
+    for perturbation, cell_type, predicted, *_ in parts:
+        rows = screen.groups.get((perturbation, cell_type))
+        measured = None if rows is None else describe_cells(screen.X, rows)
+        table = gene_table(screen.genes, describe_cells(predicted), controls[cell_type], measured)
+        table.insert(0, "condition", f"{perturbation}@{cell_type}")
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=["condition", *COLUMNS])
+    return pd.concat(tables, ignore_index=True)
+
+
+def in_words(table, n=4):
+    """A line for each condition: up to n genes that surely rise, and fall; the surest first."""
+    lines = []
+    for condition, rows in table.groupby("condition", sort=False):
+        sure = rows[rows["p_adjusted"] < 0.05]
+        up = sure["gene"][sure["score"] > 0][:n]
+        down = sure["gene"][sure["score"] < 0][::-1][:n]
+        change = f"up {', '.join(up) or 'none'}; down {', '.join(down) or 'none'}"
+        lines.append(f"{condition}: {change}")
+    return lines

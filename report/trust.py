@@ -1,0 +1,406 @@
+"""How far to trust a prediction: how novel its condition is, and what error to expect.
+
+Training conditions that were left out (departures.py, `leave_out`) show how far off predictions
+are. The error is expected to be a share of the predicted change; the share depends on what was
+asked (targets seen or not, cell type seen or not) and on the cell type. Distances are E-distances
+of all genes, by their value for two populations that differ in their means (`as_e_distance`).
+"""
+
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.optimize import lsq_linear
+
+import screens
+from report.style import CONTROLS, DASHED, PREDICTED, finish
+from screens import CONTROL, targets_of
+
+RANGE = (0.1, 0.9)  # quantiles of the errors of left-out conditions, relative to the expected one
+FEWEST = 4  # left-out conditions that an expected error needs
+SEEN = ("seen here", "seen elsewhere", "unseen")  # of all targets, from known to new
+# Of a training condition that was left out: name, targets, whether the cell type was seen; size of
+# the predicted change, its standard deviation, the error. The last three as E-distances.
+LEFT_OUT = (str, str, bool, float, float, float)
+NOVELTY = [
+    "condition", "perturbation", "cell_type", "cells", "targets", "unseen", "cell_type_seen",
+    "nearest", "shared_targets", "dose_ratio", "same_cell_type", "distance",
+]  # fmt: skip
+PARTS = {  # of a prediction, and what it then rests on
+    "memory": "memory of its targets",
+    "own": "how targets' own transcripts move",
+    "network": "the gene network",
+    "features": "targets of like structure or embedding",
+    "likeness": "its targets in other cell types",
+    "shared": "what all perturbations share",
+}
+
+
+# ---- Novelty -------------------------------------------------------------------------------------
+
+
+def target_status(key, training, kind):
+    """One of SEEN, and the targets that were never perturbed, for (perturbation, cell type).
+
+    training: the perturbed training conditions, the like; kind: "gene" or "drug".
+    "seen here": each target by itself in this cell type, perhaps at another dose; "seen elsewhere":
+    each in some condition.
+    """
+    wanted = {target for target, _ in targets_of(key[0], kind)}
+    anywhere, here = set(), set()
+    for perturbation, cell_type in training:
+        targets = {target for target, _ in targets_of(perturbation, kind)}
+        anywhere |= targets
+        if len(targets) == 1 and cell_type == key[1]:
+            here |= targets
+    if wanted <= here:
+        return SEEN[0], []
+    return SEEN[1] if wanted <= anywhere else SEEN[2], sorted(wanted - anywhere)
+
+
+def nearest(key, training, kind, distances):
+    """Which training condition is nearest (its number), the targets in common, the dose ratio.
+
+    With the most targets in common, then the fewest others, then the nearest dose, then of the same
+    cell type, then at the smallest of the distances (training,). Without a common target the ratio
+    is NaN.
+    """
+    wanted = dict(targets_of(key[0], kind))
+    best = None
+    for i, (perturbation, cell_type) in enumerate(training):
+        theirs = dict(targets_of(perturbation, kind))
+        common = sorted(wanted.keys() & theirs.keys())
+        others = len(theirs) - len(common) if common else 0
+        ratios = [max(wanted[t], 1e-12) / max(theirs[t], 1e-12) for t in common]
+        far = sum(abs(np.log(ratio)) for ratio in ratios)
+        rank = (-len(common), others, round(far, 6), cell_type != key[1], distances[i])
+        if best is None or rank < best[0]:
+            best = rank, i, len(common), ratios[0] if ratios else np.nan
+    return best[1:]
+
+
+def questions(keys, kind):
+    """Which training conditions are left out together, and asked for: lists of their numbers.
+
+    Each perturbed condition alone; each target, with all conditions that it is part of; each cell
+    type, with all its perturbed conditions. keys: [(perturbation, cell type)], controls among them.
+    """
+    perturbed = [i for i, key in enumerate(keys) if key[0] != CONTROL]
+    of_target, of_type = {}, {}
+    for i in perturbed:
+        of_type.setdefault(keys[i][1], []).append(i)
+        for target, _ in targets_of(keys[i][0], kind):
+            of_target.setdefault(target, []).append(i)
+    groups = [[i] for i in perturbed]
+    groups += [group for group in [*of_target.values(), *of_type.values()] if len(group) > 1]
+    return [group for group in groups if len(group) < len(perturbed)]
+
+
+# ---- Distances -----------------------------------------------------------------------------------
+
+
+def as_e_distance(squared, variance):
+    """The E-distance of two populations whose means are so far apart, variances alike.
+
+    squared: the squared distance of their means; variance: of a cell, summed over the genes. In
+    many genes every distance between two cells is near the root of its mean square, which is
+    2 variance within a population, and that plus `squared` between two.
+    """
+    squared = np.maximum(squared, 0)
+    return np.sqrt(2 * (np.sqrt(2 * variance + squared) - np.sqrt(2 * variance)))
+
+
+def lost_in_chance(squared, variances, n, m):
+    """How far apart two means are, in what chance can do: below 1, they can hardly be told apart.
+
+    squared: the squared distance of the expected means; variances (N,): of the genes; n, m: cells
+    of either. Between means of so many cells of one population, the squared distance has mean
+    sum(v) (1/n + 1/m) and standard deviation sqrt(2 sum(v^2)) (1/n + 1/m), if genes are
+    independent. Two of these are the unit.
+    """
+    chance = np.sqrt(2 * (np.asarray(variances) ** 2).sum()) * (1 / n + 1 / m)
+    return squared / max(2 * chance, 1e-12)
+
+
+# ---- Expected error ------------------------------------------------------------------------------
+
+
+def expected_errors(asked, left_out):
+    """Expected E-distance, its RANGE and the number of left-out conditions of the same kind.
+
+    asked: a table with the columns targets, cell_type_seen, cell_type, size, sd; left_out: rows as
+    LEFT_OUT. Returns (n, 4). A power law: the error is a share of the predicted change, unless the
+    left-out conditions show that it follows the model's own doubt, or the change, otherwise (ridge
+    on both exponents). Then come factors for what is asked, targets and cell type seen or not, and
+    for the cell type, each drawn to 1 as if by four more conditions with the mean error. The range
+    is that of left-out conditions of the same kind, where there are eight.
+    """
+    if len(left_out) < FEWEST:
+        return np.full((len(asked), 4), np.nan)
+    known = left_out_table(left_out)
+    errors = known["error"].clip(lower=1e-6)
+    mean = errors.mean()
+    law = power_law(known)
+    said, expected = law(known), law(asked)
+    said, expected = (of * errors.sum() / said.sum() for of in (said, expected))
+    for column in ("targets", "cell_type_seen", "cell_type"):
+        for value in known[column].unique():
+            rows = (known[column] == value).to_numpy()
+            factor = (errors[rows].sum() + 4 * mean) / (said[rows].sum() + 4 * mean)
+            said[rows] *= factor
+            expected[(asked[column] == value).to_numpy()] *= factor
+    kind = ["targets", "cell_type_seen"]
+    known["ratio"] = errors / said
+    answers = []
+    for value, row in zip(expected, asked[kind].itertuples(index=False), strict=True):
+        same = known["ratio"][(known[kind] == tuple(row)).all(axis=1)]
+        low, high = np.quantile(same if len(same) >= 8 else known["ratio"], RANGE)
+        answers.append([value, low * value, high * value, len(same)])
+    return np.array(answers)
+
+
+def power_law(known, ridge=20.0):
+    """How the error grows with `size` and `sd`, but for a factor: a function of such a table."""
+    least = {name: max(known[name].median(), 1e-6) / 4 for name in ("size", "sd")}
+
+    def logarithms(table):
+        # Even where no change is predicted some error is to be expected.
+        return np.stack([np.log(np.hypot(table[name], least[name])) for name in least], 1)
+
+    errors = known["error"]
+    wanted = np.log(np.hypot(errors, max(errors.mean(), 1e-6) / 4)).to_numpy()
+    X = logarithms(known)
+    centre = X.mean(0)
+    usual = np.array([1.0, 0.0])  # proportional to the change
+    left = wanted - wanted.mean() - (X - centre) @ usual
+    rows = np.vstack([X - centre, np.sqrt(ridge) * np.eye(2)])
+    exponents = lsq_linear(rows, np.append(left, [0, 0]), (-usual - 1e-9, np.inf)).x + usual
+    return lambda table: np.exp((logarithms(table) - centre) @ exponents)
+
+
+def left_out_table(left_out):
+    """The left-out training conditions as a table."""
+    names = ["condition", "targets", "cell_type_seen", "size", "sd", "error"]
+    table = pd.DataFrame(left_out, columns=names)
+    table["cell_type"] = [condition.rpartition("@")[2] for condition in table["condition"]]
+    return table
+
+
+def is_left_out(value):
+    """Whether a checkpoint's part is rows as LEFT_OUT, of finite numbers."""
+    if not screens.has_form(value, [LEFT_OUT]):
+        return False
+    return all(np.isfinite(row[3:]).all() and min(row[3:]) >= 0 for row in value)
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+
+def trust_table(asked, cells, training, kind, left_out, of_asked=None, changes=None):
+    """A row per predicted condition: how novel it is and what error to expect (docs/using.md).
+
+    asked: [(perturbation, cell type)]; cells: how many of each are predicted; training: the
+    perturbed training conditions; left_out: see LEFT_OUT. of_asked: what `explain` of departures.py
+    says of them, as arrays; changes (T, N): the expected mean changes of the training conditions.
+    Both None for a model without expected shifts.
+    """
+    apart = np.full((len(asked), len(training)), np.nan)
+    if of_asked:
+        change, variances, uncertainty, lengths = of_asked
+        spread = variances.sum(1)
+        apart = as_e_distance(squared_distances(change, changes), spread[:, None])
+    rows = []
+    for i, (key, n) in enumerate(zip(asked, cells, strict=True)):
+        status, unseen = target_status(key, training, kind)
+        row = {
+            "condition": "@".join(key),
+            "perturbation": key[0],
+            "cell_type": key[1],
+            "cells": n,
+            "targets": "in training" if key in training else status,
+            "unseen": "+".join(unseen),
+            "cell_type_seen": any(key[1] == cell_type for _, cell_type in training),
+        }
+        if training:
+            closest, shared, ratio = nearest(key, training, kind, apart[i])
+            row["nearest"] = "@".join(training[closest])
+            row["shared_targets"] = shared
+            row["dose_ratio"] = ratio
+            row["same_cell_type"] = training[closest][1] == key[1]
+            row["distance"] = apart[i, closest]
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=NOVELTY)
+    if not of_asked or not len(table):
+        return table
+    total = np.maximum(sum(lengths.values()), 1e-12)
+    shares = pd.DataFrame({name: lengths[name] / total for name in PARTS})
+    table["rests_on"] = shares.idxmax(axis=1).map(PARTS)
+    table[list(PARTS)] = shares
+    table["size"] = as_e_distance((change**2).sum(1), spread)
+    table["sd"] = as_e_distance(uncertainty, spread)
+    table[["expected", "low", "high", "left_out"]] = expected_errors(table, left_out)
+    known = table["targets"] == "in training"
+    table.loc[known, ["expected", "low", "high", "left_out"]] = np.nan
+    table["left_out"] = table["left_out"].fillna(0).astype(int)
+    table["alike"] = alike(table, change, variances)
+    return table
+
+
+def squared_distances(x, y):
+    """Squared Euclidean distances (n, m) of the rows of x (n, N) and y (m, N)."""
+    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+    return np.maximum(squared, 0)
+
+
+def alike(table, changes, variances):
+    """The other conditions of the table that each can hardly be told from, joined by "; ": (n,).
+
+    Conditions of one cell type, in groups of which all pairs are alike (`lost_in_chance`).
+    changes, variances (n, N): of the genes' means, as expected, and of cells.
+    """
+    others = np.full(len(table), "", dtype=object)
+    for _, of_type in table.groupby("cell_type"):
+        rows = of_type.index.to_numpy()
+        if len(rows) < 2:
+            continue
+        n = of_type["cells"].to_numpy()
+        squared = squared_distances(changes[rows], changes[rows])
+        apart = [
+            lost_in_chance(squared[i, j], variances[rows[i]], n[i], n[j])
+            for i in range(len(rows))
+            for j in range(i + 1, len(rows))
+        ]
+        group = fcluster(linkage(apart, "complete"), 1, "distance")
+        for i, row in enumerate(rows):
+            same = rows[(group == group[i]) & (rows != row)]
+            others[row] = "; ".join(table["condition"][same])
+    return others
+
+
+def alike_groups(table):
+    """Lists of conditions that can hardly be told from each other."""
+    if "alike" not in table:
+        return []
+    groups = {}
+    for condition, others in zip(table["condition"], table["alike"], strict=True):
+        if others:
+            group = sorted([condition, *others.split("; ")])
+            groups[tuple(group)] = group
+    return list(groups.values())
+
+
+# ---- In words ------------------------------------------------------------------------------------
+
+
+def sentences(table, each):
+    """What to print of a table: a line per condition, or one on all of them; then warnings."""
+    lines = [say(row) for _, row in table.iterrows()] if each else [summary(table)]
+    for group in alike_groups(table):
+        lines.append(
+            f"warning: {len(group)} predictions can hardly be told apart, in so many cells: "
+            f"{screens.some(group, 8)}"
+        )
+    return lines
+
+
+def say(row):
+    """How far to trust the prediction of a row of the table, in a sentence."""
+    text = f"{row['condition']}: {novelty(row)}"
+    if "rests_on" in row:
+        part = max(PARTS, key=lambda name: row[name])
+        text += f"; rests on {row['rests_on']} ({row[part]:.0%})"
+        if row["shared_targets"] or row["distance"] > 0:
+            text += f"; nearest is {row['nearest']}, {row['distance']:.2f} away"
+        text += f"; predicted change {row['size']:.2f}, {expectation(row)}"
+    return text
+
+
+def novelty(row):
+    """What is new about a row's condition, in words."""
+    words = {
+        "in training": "it was trained on",
+        SEEN[0]: "targets seen in this cell type",
+        SEEN[1]: "targets seen elsewhere or together",
+        SEEN[2]: f"{row['unseen']} never perturbed in training",
+    }[row["targets"]]
+    return words if row["cell_type_seen"] else f"{words}, a cell type never seen perturbed"
+
+
+def expectation(row):
+    """The expected error of a row, in words."""
+    if np.isnan(row["expected"]):
+        return "expected error unknown"
+    return f"expected E-distance {row['expected']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def summary(table):
+    """A table of many conditions in a line."""
+    new = (table["targets"] == SEEN[2]).sum()
+    text = f"how far to trust them: {len(table)} conditions, {new} of targets never perturbed"
+    if "expected" in table and table["expected"].notna().any():
+        low, middle, high = table["expected"].quantile([0, 0.5, 1])
+        text += f"; expected E-distance {low:.2f} to {high:.2f}, median {middle:.2f}"
+    return text
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def path_of(predicted):
+    """Where the table beside an h5ad of predicted cells is."""
+    if os.path.basename(predicted) == "predicted.h5ad":
+        return os.path.join(os.path.dirname(predicted), "trust.csv")
+    return os.path.splitext(predicted)[0] + "_trust.csv"
+
+
+def write_trust(predicted, table):
+    """Write the table beside an h5ad of predicted cells."""
+    screens.save(path_of(predicted), table.to_csv(index=False).encode())
+
+
+def read_trust(predicted):
+    """The table beside an h5ad of predicted cells, or None."""
+    path = path_of(predicted)
+    if not os.path.exists(path):
+        return None
+    table = pd.read_csv(path)
+    texts = [name for name in ("unseen", "alike") if name in table]
+    table[texts] = table[texts].fillna("").astype(str)
+    return table
+
+
+# ---- The figure ----------------------------------------------------------------------------------
+
+
+def draw_expected_error(path, table, actual, left_out):
+    """Draw expected against actual E-distance; returns their rank correlation, NaN of too few.
+
+    table: see `trust_table`; actual: {condition: E-distance}; left_out: training conditions that
+    were left out, rows as LEFT_OUT, in grey.
+    """
+    known = left_out_table(left_out)
+    expected = expected_errors(known, left_out)[:, 0]
+    held_out = table[table["condition"].isin(actual) & table["expected"].notna()]
+    measured = held_out["condition"].map(actual).to_numpy()
+    wanted = held_out["expected"].to_numpy()
+    rho = np.nan
+    if len(held_out) > 2:
+        rho = stats.spearmanr(wanted, measured).statistic
+    figure, panel = plt.subplots(figsize=(5, 4.6), layout="constrained")
+    panel.plot(expected, known["error"], "o", color=CONTROLS, markersize=3, alpha=0.5)
+    panel.vlines(wanted, held_out["low"], held_out["high"], color=PREDICTED, alpha=0.3)
+    panel.plot(wanted, measured, "o", color=PREDICTED)
+    end = 1.05 * max([*expected, *wanted, *known["error"], *measured, 1e-3])
+    panel.plot([0, end], [0, end], color="black", linewidth=0.8, linestyle=DASHED)
+    panel.set(xlim=(0, 1.1 * max([*expected, *wanted, 1e-3])), ylim=(-0.02 * end, end))
+    panel.set_xlabel("expected E-distance")
+    panel.set_ylabel("E-distance to the measured cells\n(lines: where four in five are expected)")
+    panel.set_title(
+        f"held out: rank correlation {rho:.2f}", loc="left", fontsize=10, color=PREDICTED
+    )
+    panel.set_title("training, left out", loc="right", fontsize=10, color="#707070")
+    finish(figure, path)
+    return rho
