@@ -359,7 +359,7 @@ def drawn(folder, rows, summary):
                 f"{row['condition']}: the genes that change most, measured and predicted.",
                 "A pair of half violins a gene, measured on the left and predicted on the right, "
                 "and the mean of the controls as a dashed line. The genes: "
-                f"{screens.some(row['top_genes'], 10)}.",
+                f"{', '.join(row['top_genes'][:10])}.",
             )
             for i, row in enumerate(rows[:6], start=1)
         ],
@@ -397,9 +397,10 @@ def drawn(folder, rows, summary):
 
 def said_of_gaps(rows, summary):
     """What the figure of the gap closed shows, for those who do not see it."""
-    gaps = {name: energy(summary, name)["gap_closed"] for name in summary}
-    order = sorted(gaps.keys() - {"control", "floor"}, key=lambda name: -gaps[name])
-    bars = ", ".join(f"{name} {gaps[name]:.2f}" for name in order)
+    methods = [name for name in summary if name not in ("control", *NO_METHODS)]
+    gaps = {name: energy(summary, name)["gap_closed"] for name in methods}
+    order = sorted((gap, name) for name, gap in gaps.items() if not np.isnan(gap))
+    bars = ", ".join(f"{name} {gap:.2f}" for gap, name in order[::-1])
     nearer = sum(
         row["scores"]["model"]["E-distance"]["all"] < row["scores"]["control"]["E-distance"]["all"]
         for row in rows

@@ -127,6 +127,12 @@ PAGE = [
     ),
     (
         "report/page.py",
+        "        if p <= 0.05:\n",
+        "        if p <= 1:\n",
+        "what may be chance is coloured",
+    ),
+    (
+        "report/page.py",
         "min(4, 1 + int(4 * gap))",
         "min(4, int(4 * gap))",
         "colours one quarter too pale",

@@ -463,6 +463,14 @@ def test_any_models_cells_can_be_scored(folder):
     assert gap["relabelled"] < 0.4
 
 
+def test_a_finished_run_is_scored_again_and_verbose_prints_its_tables(folder, tmp_path):
+    """Of a copy, for the files are written again."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.copy(folder / "tiny.h5ad", tmp_path)
+    words = ["--resume", "run", "--data", "tiny.h5ad", "--verbose"]
+    assert "mean ± standard deviation" in done(tmp_path, "train.py", *words)
+
+
 def test_scoring_again_gives_the_same_numbers(folder):
     """What training printed, evaluate.py prints."""
     printed = done(folder, "evaluate.py", "run", "--out", "scores")

@@ -13,7 +13,7 @@ import sample
 from evaluate import summarise
 from examples import screen_with
 from report import page
-from report.tables import make_tables
+from report.tables import TITLES, make_tables
 from report.verdict import NOTHING_SCORED, verdict, what_was_predicted
 from toy_data import simulate_screen
 
@@ -358,6 +358,19 @@ def test_the_gap_closed_is_coloured_by_quarters(shown):
     lines = lines_of(shown.page, "gap closed")
     assert '<td class="closed-3">0.556</td>' in lines["model"]
     assert '<td class="closed-4">1.000</td>' in lines["floor"]
+
+
+def test_wins_are_coloured_where_they_are_beyond_chance(folder):
+    """Seven wins out of eight have p = 0.07, eight have 0.008."""
+    rows = rows_of(*[WON] * 7, LOST, LAOT=0.95)
+    lines = lines_of(written(folder, rows=rows).page, "conditions in which")
+    assert '<td class="closed-2">8/8, 0.008</td>' in lines["LAOT"]
+    assert "<td>7/8, 0.07</td>" in lines["linear"]
+
+
+def test_every_table_of_scores_is_of_a_kind_that_has_its_colours():
+    """Told by the first word of its title."""
+    assert {title.split()[0] for title in TITLES.values()} == {"mean", "gap", "conditions"}
 
 
 def test_the_strongest_genes_of_a_condition_are_shown(folder):
