@@ -45,7 +45,8 @@ def what_was_predicted(screen, conditions):
         if not types & {cell_type for _, cell_type in conditions}:
             return f"{count} in cell types never perturbed in training"
         if all(perturbation in perturbed for perturbation, _ in conditions):
-            return f"{count} whose perturbation was trained on in other cell types only"
+            what = "perturbation" if screen.kind == "gene" else "drug at that dose"
+            return f"{count} whose {what} was trained on in other cell types only"
         if screen.kind == "gene" and not perturbed & {key[0] for key in conditions}:
             return f"{count} combining genes perturbed in training"
     return f"{count} held out of training"
