@@ -18,7 +18,7 @@ import pandas as pd
 
 import screens
 from report.scores import gap_of
-from report.tables import convention
+from report.tables import convention, in_parentheses
 from report.trust import novelty, sentences
 from report.verdict import best_rival, counted, energy, verdict, what_was_predicted
 
@@ -236,7 +236,7 @@ def scores(tables, squared, rows, summary):
     colours = (
         "Bold: the best method of a column, the floor aside. Blue: part of the gap is closed, the "
         "deeper the more, or the model wins beyond chance (p up to 0.05); orange: the opposite. "
-        "Grey: the metric has no range on this screen, and says nothing."
+        "Grey, in parentheses: the metric has no range on this screen, and says nothing."
     )
     if not tables:
         return []
@@ -258,7 +258,7 @@ def kind_of(table):
 def score_table(table):
     """A table of `report.tables` with its colours."""
     columns = range(1, len(table.header))
-    best = {i: best_of(table, i) for i in columns}
+    best = {i: [] if i in table.greyed else best_of(table, i) for i in columns}
     lines = []
     for line in table.lines:
         cells = []
@@ -271,7 +271,7 @@ def score_table(table):
     if kind_of(table) == "mean":  # several tables have this title
         metrics = dict.fromkeys(name.rsplit(" ", 1)[0] for name in table.header[1:])
         title = f"{', '.join(metrics)}: {title}"
-    header = [table.header[0] or "method", *table.header[1:]]
+    header = [table.header[0] or "method", *in_parentheses(table)[1:]]
     looks = dict.fromkeys(table.greyed, "no-range")
     return table_of(title, header, lines, table.ranges, looks)
 

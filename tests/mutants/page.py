@@ -127,6 +127,12 @@ PAGE = [
     ),
     (
         "report/page.py",
+        "[] if i in table.greyed else best_of(table, i)",
+        "best_of(table, i)",
+        "a metric that says nothing has a winner",
+    ),
+    (
+        "report/page.py",
         "        if p <= 0.05:\n",
         "        if p <= 1:\n",
         "what may be chance is coloured",

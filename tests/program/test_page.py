@@ -3,6 +3,7 @@
 import re
 import shlex
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import sample
 from evaluate import summarise
 from examples import screen_with
 from report import page
-from report.tables import TITLES, make_tables
+from report.tables import TITLES, Table, make_tables
 from report.verdict import NOTHING_SCORED, verdict, what_was_predicted
 from toy_data import simulate_screen
 
@@ -373,6 +374,17 @@ def test_wins_are_coloured_where_they_are_beyond_chance(folder):
     lines = lines_of(written(folder, rows=rows).page, "conditions in which")
     assert '<td class="closed-2">8/8, 0.008</td>' in lines["LAOT"]
     assert "<td>7/8, 0.07</td>" in lines["linear"]
+
+
+def test_a_metric_without_range_is_grey_and_has_no_winner():
+    """Its range stands above it; its name in parentheses, for who does not see grey."""
+    ranges = ["dynamic range", "0.8", "0.1"]
+    lines = [["model", "0.9", "0.9"], ["floor", "1.0", "1.0"]]
+    table = Table("gap closed", ["", "E all", "EMD all"], lines, ranges, frozenset({2}))
+    text = ElementTree.tostring(page.score_table(table), "unicode", method="html")
+    assert '<td class="no-range">0.1</td>' in text and '<td class="no-range">0.9</td>' in text
+    assert '<th scope="col" class="no-range">(EMD all)</th>' in text
+    assert text.count("<strong>") == 1
 
 
 def test_every_table_of_scores_is_of_a_kind_that_has_its_colours():
