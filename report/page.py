@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 import screens
 from report.scores import gap_of
@@ -27,7 +28,8 @@ LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third mor
 MOST = 40  # conditions whose genes are shown
 MOST_LINES = 200  # conditions whose distances are shown
 NEVER = 20  # doublings; larger ones come from the pseudocount of report/genes.py
-NO_METHODS = ("ceiling", "interpolated duplicate", "floor")  # lines of the tables of scores
+# Lines of the tables of scores that no method can win.
+NO_METHODS = ("ceiling", "interpolated duplicate", "floor", "paper, ")
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
 
 
@@ -284,7 +286,7 @@ def best_of(table, i):
     numbers = {
         line[0]: float(line[i].split()[0])
         for line in table.lines
-        if line[0] not in NO_METHODS and re.match(r"-?\d", line[i])
+        if not line[0].startswith(NO_METHODS) and re.match(r"-?\d", line[i])
     }
     falls = column.split()[0] in ("E", "EMD", "MMD²", "WMSE") and kind_of(table) == "mean"
     best = (min if falls or kind_of(table) == "each" else max)(numbers.values(), default=None)
@@ -302,8 +304,12 @@ def shade(table, column, text):
         return shade_of_gap(float(text))
     if kind_of(table) == "conditions":
         wins, conditions, p = map(float, re.split("/|, ", text))
-        if p <= 0.05:
-            return "closed-2" if wins > conditions / 2 else "opened"
+        if p <= 0.05 and wins > conditions / 2:
+            return "closed-2"
+        # Few wins may be few losses, too, and many ties: then p is another.
+        without_ties = stats.binomtest(int(wins), int(conditions)).pvalue
+        if p <= 0.05 and float(f"{without_ties:.1g}") == p:
+            return "opened"
     return None
 
 

@@ -121,9 +121,15 @@ PAGE = [
     ),
     (
         "report/page.py",
-        'NO_METHODS = ("ceiling", "interpolated duplicate", "floor")',
-        'NO_METHODS = ("ceiling", "interpolated duplicate")',
+        '"interpolated duplicate", "floor", "paper, ")',
+        '"interpolated duplicate", "paper, ")',
         "the floor is the best method",
+    ),
+    (
+        "report/page.py",
+        'if p <= 0.05 and float(f"{without_ties:.1g}") == p:',
+        "if p <= 0.05:",
+        "six wins and eighteen ties are coloured as losses",
     ),
     (
         "report/page.py",
@@ -133,8 +139,8 @@ PAGE = [
     ),
     (
         "report/page.py",
-        "        if p <= 0.05:\n",
-        "        if p <= 1:\n",
+        "if p <= 0.05 and wins >",
+        "if wins >",
         "what may be chance is coloured",
     ),
     (

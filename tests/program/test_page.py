@@ -376,10 +376,17 @@ def test_wins_are_coloured_where_they_are_beyond_chance(folder):
     assert "<td>7/8, 0.07</td>" in lines["linear"]
 
 
+def test_few_wins_are_coloured_as_losses_unless_the_rest_are_ties():
+    """Two of ten have p = 0.1; 6 of 24 have 0.02, and 0.03 where the model never loses."""
+    table = Table("conditions in which", ["", "E all"], [])
+    looks = [page.shade(table, "E all", text) for text in ("2/10, 0.1", "6/24, 0.02", "6/24, 0.03")]
+    assert looks == [None, "opened", None]
+
+
 def test_a_metric_without_range_is_grey_and_has_no_winner():
     """Its range stands above it; its name in parentheses, for who does not see grey."""
     ranges = ["dynamic range", "0.8", "0.1"]
-    lines = [["model", "0.9", "0.9"], ["floor", "1.0", "1.0"]]
+    lines = [["model", "0.9", "0.9"], ["floor", "1.0", "1.0"], ["paper, Adamson", "0.95", ""]]
     table = Table("gap closed", ["", "E all", "EMD all"], lines, ranges, frozenset({2}))
     text = ElementTree.tostring(page.score_table(table), "unicode", method="html")
     assert '<td class="no-range">0.1</td>' in text and '<td class="no-range">0.9</td>' in text
