@@ -1,4 +1,4 @@
-"""Score predicted cells against measured ones, beside simple rivals: tables and figures.
+"""Score predicted cells against measured ones, beside simple rivals: a report, tables, figures.
 
     python evaluate.py runs/x                   the held-out conditions of a run
     python evaluate.py runs/x --training        its training conditions (of sample.py --training)
@@ -21,6 +21,9 @@ import argparse
 import json
 import os
 import re
+import shlex
+import sys
+import textwrap
 import zlib
 
 import anndata
@@ -33,6 +36,7 @@ from tqdm import tqdm
 import screens
 from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
 from report.cheats import SAID, make_cheat_tables
+from report.genes import all_tables
 from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
     activation_pcc,
     centroid_accuracy,
@@ -57,6 +61,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
     welch_t,
     wmse,
 )
+from report.page import write_page
 from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from report.trust import draw_expected_error, read_trust
@@ -64,7 +69,7 @@ from rivals import RIVALS, TRAINED, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from sample import read_checkpoint, restore_model
+from sample import default_settings, genes_path, read_checkpoint, restore_model
 from screens import CONTROL, InputError, mean_of
 
 SPLITS = 5  # how often the measured cells are halved
@@ -445,7 +450,8 @@ def say_what_is_not_scored(screen, predicted, scored):
     if len(scored) < len(predicted):
         left_out = sorted(predicted.keys() - set(scored))
         names = screens.some(map("@".join, left_out))
-        print(f"not scored, fewer than {FEWEST} measured, 2 control or 2 predicted cells: {names}")
+        few = f"fewer than {FEWEST} measured, 2 control or 2 predicted cells"
+        say(screen, f"not scored, {few}: {names}")
     if not scored:
         raise InputError(
             f"{screen.source}: no condition has {FEWEST} measured, 2 control and 2 predicted "
@@ -586,7 +592,9 @@ def read_predicted(path, screen):
     label = condition_labels(adata.obs, path)
     X = screens.log1p_csr(adata.X, path, counts=False)[0][:, columns]
     if (X.data == np.round(X.data)).all() and not (screen.X.data == np.round(screen.X.data)).all():
-        print(f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is")
+        say(
+            screen, f"warning: {path}: X is whole numbers, counts? scored as log1p, as the truth is"
+        )
     rows = {}
     for name in label.unique():
         if screens.is_control(screens.at_type(screen, name)[0]):
@@ -613,10 +621,17 @@ def say_what_was_measured(screen, predicted, path):
         measured = {row.tobytes() for row in screen.dense(screen.groups[key])}
         copied += sum(row.tobytes() in measured for row in cells.toarray() if row.any())
     if copied:
-        print(
+        say(
+            screen,
             f"warning: {path}: {copied:,} predicted cells are measured cells of the condition that "
-            "they predict, to the digit"
+            "they predict, to the digit",
         )
+
+
+def say(screen, line):
+    """Print a line on a screen, and keep it for the report."""
+    print(line)
+    screen.found.append(line)
 
 
 def columns_of(names, path, screen):
@@ -714,28 +729,38 @@ def evaluate_run(
     squared=False,
     rivals=(),
     device="cpu",
+    report=None,
+    verbose=False,
+    command=None,
 ):
-    """Score a run, or any model's cells; print the table and write all files; return the summary.
+    """Score a run, or any model's cells; write all files, say the verdict; return the summary.
 
     run: a run's folder, or None; then `predicted` and `path` are the h5ad files of predicted and of
     measured cells, and `columns` options of `screens.read_screen`. screen: of the run, if it is in
     memory already. training: score the run's training conditions. out: folder for metrics.json,
     .csv, .md and the figures (the run's own, if not given). truth: path for `write_truth`. rivals:
-    names in TRAINED, to be trained on a device unless the run holds their cells.
+    names in TRAINED, to be trained on a device unless the run holds their cells. report: path of
+    the page (report.html in `out`); verbose: print the tables too; command: what the page says
+    repeats it.
     """
     if run:
         predicted = predicted or f"{run}/{'training' if training else 'predicted'}.h5ad"
         out = out or run
         screen = screen or screen_of_run(predicted)
         cells = read_predicted(predicted, screen)
+        about = origin_of(predicted)
         if not training:
             check_held_out(screen, cells, predicted)
     else:
+        about = None
         out = out or os.path.splitext(predicted)[0] + "_scores"
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
         hide_from_rivals(screen, cells)
+    suffix = "_training" if training else ""
+    report = report or f"{out}/report{suffix}.html"
     screens.check_folder(f"{out}/metrics.json")  # before minutes of scoring, not after
+    screens.check_folder(report, screen.source, predicted)
     if truth:
         screens.check_folder(truth, screen.source, predicted)
         write_truth(truth, screen, cells)
@@ -744,19 +769,68 @@ def evaluate_run(
     rows = sorted(rows, key=lambda row: -row["scores"]["control"]["E-distance"]["all"])
     summary = summarise(rows)
     tables = tables_of(summary, rows, None if squared else paper_of(screen), costs)
-    suffix = "_training" if training else ""
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
     draw_scores(figures, screen, rows, summary, cells)
     if run and not squared:
         draw_expected(figures, run, predicted, rows)
-    print(as_text(tables, squared))
-    print(
-        f"per condition: {out}/metrics{suffix}.csv    these tables: {out}/metrics{suffix}.md    "
-        f"figures: {figures}/"
+    if verbose:
+        print(as_text(tables, squared))
+    write_report(
+        report,
+        screen,
+        predicted,
+        run,
+        about,
+        command or f"python evaluate.py {run}",
+        rows=rows,
+        summary=summary,
+        tables=tables,
+        figures=figures,
+        genes=genes_beside(predicted) if run else genes_of(screen, cells),
+        trust=read_trust(predicted) if run and not squared else None,
+        training=training,
+        squared=squared,
     )
+    print(f"tables: {out}/metrics{suffix}.md    per condition: {out}/metrics{suffix}.csv")
     return summary
+
+
+def genes_of(screen, cells):
+    """The table of genes of predicted cells {(perturbation, cell type): cells (n, N) CSR}."""
+    return all_tables(screen, [(*key, of_key) for key, of_key in cells.items()])
+
+
+def genes_beside(predicted):
+    """The table of genes that sample.py wrote beside predicted cells, or None."""
+    path = genes_path(predicted)
+    return pd.read_csv(path) if os.path.exists(path) else None
+
+
+def write_report(path, screen, predicted, run, about, command, **scored):
+    """Write the page of predicted cells, an h5ad, and print its verdict.
+
+    run, about: the folder of their run, and what they say of it; or None. command: what scores
+    them; scored: of `write_page`, what came out, if anything was scored.
+    """
+    title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
+    print(textwrap.fill(" ".join(sentences), 100))
+    print(f"report: {path}")
+
+
+def origin_of(predicted):
+    """What predicted cells say of the run that made them: run, seed, device, settings, reading."""
+    about = screens.open_h5ad(predicted).uns["departures"]
+    try:
+        parts = {name: json.loads(about[name]) for name in ("settings", "reading")}
+        return {**about, **parts, "run": str(about["run"]), "seed": int(about["seed"])}
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{predicted}: damaged, it does not say which run made it; sample again"
+        ) from error
 
 
 def draw_expected(figures, run, predicted, rows):
@@ -849,7 +923,10 @@ def shared_genes(path, screen):
     if len(columns) < 2:
         raise InputError(f"{path}: its genes are not those of {screen.source}")
     if len(columns) < len(screen.genes):
-        print(f"scored on the {len(columns):,} genes of {len(screen.genes):,} that {path} holds")
+        say(
+            screen,
+            f"scored on the {len(columns):,} genes of {len(screen.genes):,} that {path} holds",
+        )
     return screens.take_genes(screen, columns)
 
 
@@ -1045,7 +1122,9 @@ def read_arguments():
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
     group = parser.add_argument_group("what is written")
-    group.add_argument("--out", metavar="FOLDER", help="folder for metrics and figures")
+    group.add_argument("--out", metavar="FOLDER", help="folder for report, metrics and figures")
+    group.add_argument("--report", metavar="HTML", help="another place for the report")
+    group.add_argument("--verbose", action="store_true", help="print the tables, too")
     group.add_argument(
         "--write-truth", metavar="H5AD", help="also the measured cells and controls, for cell-eval"
     )
@@ -1061,6 +1140,8 @@ def check_arguments(args):
     either = bool(args.predicted or args.data)
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
+    if args.report and len(args.run) > 1:
+        raise InputError("--report is of one run: score each run by itself")
     if args.rivals and (len(args.run) != 1 or args.training):
         raise InputError(
             "--rivals are trained for the held-out conditions of a run: give one run, and not "
@@ -1103,6 +1184,9 @@ def main():
         squared=args.squared,
         rivals=args.rivals,
         device=args.device,
+        report=args.report,
+        verbose=args.verbose,
+        command=shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
     )
 
 

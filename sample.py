@@ -15,7 +15,7 @@ import math
 import os
 import zipfile
 import zlib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 
 import anndata
@@ -95,6 +95,11 @@ def read_checkpoint(run):
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
     return {**content, "format": FORMAT, "path": path}
+
+
+def default_settings():
+    """{name: value} of the settings of a run where nothing else is asked for."""
+    return asdict(ImprovedSettings())
 
 
 def is_library(value):
@@ -534,6 +539,7 @@ def sample_run(
         "settings": json.dumps(content["settings"]),
         "reading": json.dumps(content["reading"]),
         "controls": screen.source,
+        "device": device,
     }
     n_cells = [part[2].shape[0] for part in parts]
     trusted = how_far_to_trust(model, content, wanted, n_cells)

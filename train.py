@@ -7,10 +7,11 @@
     torchrun --nproc-per-node 2 train.py …               the same run, shared by two processes
 
 A run is a folder: model.pt (the checkpoint), log.csv and loss.png (a row an epoch), predicted.h5ad,
-trust.csv, metrics.json, figures/. In log.csv, endpoint_loss is Eq. 9 and activation_loss Eq. 14,
-each a mean over the epoch; plans counts the transport plans, unconverged those whose marginals
-Sinkhorn left more than 1 % off, marginal_error the worst of them; plan_information is their mean
-distance from uniform, 0 to 1; seconds is the epoch's time.
+trust.csv, metrics.json, figures/, and report.html, which says all of it on a page. In log.csv,
+endpoint_loss is Eq. 9 and activation_loss Eq. 14, each a mean over the epoch; plans counts the
+transport plans, unconverged those whose marginals Sinkhorn left more than 1 % off, marginal_error
+the worst of them; plan_information is their mean distance from uniform, 0 to 1; seconds is the
+epoch's time.
 """
 
 import argparse
@@ -52,6 +53,7 @@ from departures import (
 )
 from report import trust
 from report.training import draw_loss
+from report.trust import read_trust
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -622,6 +624,7 @@ def parser_of_settings():
     run.add_argument("--out", metavar="FOLDER", help="folder of the run (runs/NAME)")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
+    run.add_argument("--verbose", action="store_true", help="print the tables of scores, too")
     run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
     run.add_argument(
         "--ablate", nargs="?", type=screens.whole(1, 100), const=3, metavar="SEEDS",
@@ -801,7 +804,7 @@ def simulate(path, seed):
 
 def resume(out, args, device):
     """Take up a run from its checkpoint."""
-    own = ("resume", "device", "data")
+    own = ("resume", "device", "data", "verbose")
     given = [
         flag(name)
         for name, value in vars(args).items()
@@ -825,8 +828,8 @@ def resume(out, args, device):
     return Run(out, reading, model.settings, screen, model, state)
 
 
-def train_sample_and_score(run, device):
-    """From an untrained or half-trained run to its table."""
+def train_sample_and_score(run, device, verbose=False):
+    """From an untrained or half-trained run to its report; verbose: print the tables too."""
     parameters = sum(p.numel() for p in run.model.parameters())
     print(*screens.describe(run.screen), sep="\n")
     print(f"model: {parameters:,} parameters; run: {run.out}")
@@ -834,11 +837,15 @@ def train_sample_and_score(run, device):
     train(run.model, run.screen, run.settings, run.out, run.state, device, save)
     if RANK:
         return
-    sample.sample_run(run.out, device, screen=run.screen)
+    predicted = sample.sample_run(run.out, device, screen=run.screen)
     if any(len(run.screen.groups[key]) >= evaluate.FEWEST for key in run.screen.held_out):
-        evaluate.evaluate_run(run.out, screen=run.screen)
+        evaluate.evaluate_run(run.out, screen=run.screen, verbose=verbose)
     else:
-        print(f"nothing to score: no held-out condition has {evaluate.FEWEST} measured cells")
+        about = evaluate.origin_of(predicted)
+        again = f"python sample.py {run.out}"
+        page = f"{run.out}/report.html"
+        tables = {"genes": evaluate.genes_beside(predicted), "trust": read_trust(predicted)}
+        evaluate.write_report(page, run.screen, predicted, run.out, about, again, **tables)
 
 
 def begin(args, device):
@@ -874,7 +881,7 @@ def main():
     command = f"torchrun --nproc-per-node {PROCESSES}" if PROCESSES > 1 else "python"
     again = f"{command} train.py --resume {out} --device {args.device}"
     try:
-        train_sample_and_score(run or resume(out, args, device), device)
+        train_sample_and_score(run or resume(out, args, device), device, args.verbose)
     except KeyboardInterrupt:
         print(f"stopped; continue from the last complete epoch with: {again}", file=sys.stderr)
         raise SystemExit(130) from None

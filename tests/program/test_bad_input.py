@@ -357,6 +357,10 @@ def write_runs():
     new.obs["perturbation"] = "TF001"
     os.mkdir("run_changed")
     new.write_h5ad("run_changed/predicted.h5ad")
+    new = anndata.read_h5ad("run/predicted.h5ad")
+    new.uns["departures"]["settings"] = "{"
+    os.mkdir("run_damaged")
+    new.write_h5ad("run_damaged/predicted.h5ad")
     for folder, squared in (("rooted", False), ("squared", True)):
         os.mkdir(folder)
         scores = {"source": "tiny.h5ad", "conditions": [], "squared": squared}
@@ -567,12 +571,15 @@ SCORING = [
     Bad("evaluate.py run --data tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
+    Bad("evaluate.py run run --report x.html", "--report", "score each run by itself"),
+    Bad("evaluate.py run --report run/predicted.h5ad", "run/predicted.h5ad", "is an input"),
     Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
     Bad("evaluate.py run --cheats --training", "--cheats", "takes one run"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),
+    Bad("evaluate.py run_damaged", "run_damaged/predicted.h5ad", "not say which run made it"),
     Bad("evaluate.py run_changed", "tiny.h5ad", "not held out: the file has changed since"),
     Bad("evaluate.py run nowhere", "run/metrics.json", "score each run first"),
     Bad("evaluate.py rooted squared", "rooted", "some were scored with --squared"),

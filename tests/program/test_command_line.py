@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -234,18 +235,19 @@ def test_a_run_holds_all_its_files(folder):
     """As docs/using.md lists them."""
     expected = {"model.pt", "log.csv", "loss.png", "predicted.h5ad", "figures"}
     expected |= {"metrics.json", "metrics.csv", "metrics.md", "trust.csv", "predicted_genes.csv"}
+    expected |= {"report.html"}
     assert set(os.listdir(folder / "run")) == expected
     drawn = [folder / "run/loss.png", *(folder / "run/figures").iterdir()]
     assert min(path.stat().st_size for path in drawn) > 10_000
     assert folder / "run/figures/paths.png" in drawn
 
 
-def test_training_prints_what_was_understood_and_the_table(folder):
-    """From the file's first line to the floor."""
+def test_training_prints_what_was_understood_and_the_verdict(folder):
+    """From the file's first line to where the report is; no table."""
     printed = (folder / "train.txt").read_text()
     assert "tiny.h5ad: 600 cells x 40 genes" in printed
-    for row in ("control", "perturbed mean", "linear knock-out", "model", "floor", "gap closed"):
-        assert row in printed
+    assert "never perturbed in training" in printed and "report: run/report.html" in printed
+    assert "standard deviation" not in printed and len(printed.splitlines()) < 20
 
 
 def test_the_log_has_a_row_for_every_epoch(folder):
@@ -308,7 +310,7 @@ def test_a_screen_without_held_out_conditions_can_be_trained_on(folder):
     options = ["--data", "tiny.h5ad", "--out", "all", "--test-fraction", 0, *TINY]
     printed = done(folder, "train.py", *options)
     assert "no held-out conditions" in printed
-    assert "nothing to score" in printed
+    assert "Nothing was scored" in printed and (folder / "all/report.html").exists()
 
 
 def test_the_papers_method_trains_and_is_what_the_checkpoint_says(folder):
@@ -391,8 +393,10 @@ def test_training_conditions_can_be_sampled_and_scored(folder, screen):
     made = anndata.read_h5ad(folder / "run/training.h5ad")
     training = {"@".join(key) for key in screen.training_groups() if key[0] != "control"}
     assert set(made.obs["condition"]) == training
-    assert "gap closed" in done(folder, "evaluate.py", "run", "--training")
+    printed = done(folder, "evaluate.py", "run", "--training")
+    assert "conditions that it was trained on the model closes" in " ".join(printed.split())
     assert (folder / "run/metrics_training.json").exists()
+    assert (folder / "run/report_training.html").exists()
 
 
 def test_the_real_controls_can_be_copied_in(folder, screen):
@@ -460,10 +464,18 @@ def test_any_models_cells_can_be_scored(folder):
     assert gap["relabelled"] < 0.4
 
 
+def test_a_finished_run_is_scored_again_and_verbose_prints_its_tables(folder, tmp_path):
+    """Of a copy, for the files are written again."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.copy(folder / "tiny.h5ad", tmp_path)
+    words = ["--resume", "run", "--data", "tiny.h5ad", "--verbose"]
+    assert "mean ± standard deviation" in done(tmp_path, "train.py", *words)
+
+
 def test_scoring_again_gives_the_same_numbers(folder):
     """What training printed, evaluate.py prints."""
     printed = done(folder, "evaluate.py", "run", "--out", "scores")
-    assert printed.splitlines()[3] in (folder / "train.txt").read_text()
+    assert printed.splitlines()[0] in (folder / "train.txt").read_text()
     again = pd.read_csv(folder / "scores/metrics.csv")
     pd.testing.assert_frame_equal(again, pd.read_csv(folder / "run/metrics.csv"))
 

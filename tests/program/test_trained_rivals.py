@@ -200,7 +200,7 @@ def metrics(run):
 
 def test_a_trained_rival_is_scored_beside_the_others(counted, run, monkeypatch, capsys):
     """In every table; where it does not apply its entry is empty."""
-    score(monkeypatch, run, "--rivals", "all")
+    score(monkeypatch, run, "--rivals", "all", "--verbose")
     content = metrics(run)
     rows = {row["condition"]: row["scores"] for row in content["conditions"]}
     assert {c for c in rows if "Half" in rows[c]} == {c for c in rows if c.endswith("@typeA")}
@@ -223,7 +223,7 @@ def test_seconds_and_parameters_stand_beside_the_gap_that_is_closed(
     counted, run, monkeypatch, capsys
 ):
     """Those of the model too; of what was not trained, none."""
-    score(monkeypatch, run, "--rivals", "half")
+    score(monkeypatch, run, "--rivals", "half", "--verbose")
     parameters = sum(p.numel() for p in restored(run).parameters())
     costs = metrics(run)["costs"]
     assert costs["model"]["parameters"] == parameters and costs["Half"]["parameters"] == 1234
@@ -242,7 +242,7 @@ def restored(run):
 def test_without_the_option_no_rival_is_trained_and_no_cost_is_shown(
     counted, run, monkeypatch, capsys
 ):
-    score(monkeypatch, run)
+    score(monkeypatch, run, "--verbose")
     assert counted.trained == [] and not (run / "rivals").exists()
     assert "seconds" not in capsys.readouterr().out
 
