@@ -521,6 +521,9 @@ class ImprovedSettings(Settings):
     shifts: bool = setting(True, "count what a condition shifts on average; learn each cell's own")
     skip_gate: bool = setting(True, "begin from the exact answer of a single gene")
     anchor: bool = setting(True, "keep the sampled means where the expected shift puts them")
+    if_expressed: bool = setting(
+        True, "bridge the level if expressed: fill silent genes with draws"
+    )
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -529,6 +532,7 @@ class ImprovedSettings(Settings):
         self.shifts = False
         self.skip_gate = False
         self.anchor = False
+        self.if_expressed = False
         return self
 
 
@@ -1124,6 +1128,8 @@ class Shifted(Departures):
     all that is needed (`describe_cell_type`).
     """
 
+    inputs = 1  # numbers that x_theta sees of each gene
+
     def build(self, structure=1, networks=1, conditions=1, at_once=1):
         """Make the encoder and the networks."""
         n_genes, n_types = len(self.genes), len(self.cell_types)
@@ -1141,7 +1147,7 @@ class Shifted(Departures):
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,
         )  # fmt: skip
-        self.x_network = Network(n_genes, 0, self.settings.width, n_genes)
+        self.x_network = Network(self.inputs * n_genes, 0, self.settings.width, n_genes)
         self.d_network = Network(n_genes, 0, self.settings.width, n_genes)
 
     def describe_cell_type(self, name, mean, level, fraction, variance, cells):
@@ -1208,10 +1214,14 @@ class Shifted(Departures):
         share = (1 - t) * torch.sigmoid(before) + t * torch.sigmoid(log_odds)
         on_away = (d - share) / torch.sqrt(share * (1 - share) + 0.02)
         no_context = x[:, :0]
-        learnt = self.x_network(level_away, t, no_context)
+        learnt = self.x_network(self.state(level_away, on_away, d), t, no_context)
         endpoint = level + scale * self.correction(t, level_away, learnt, scale)
         log_odds = log_odds + self.d_network(on_away, t, no_context)
         return endpoint, log_odds + self.evidence(t, d, before)
+
+    def state(self, level_away, on_away, d):
+        """What x_theta sees of the cells."""
+        return level_away
 
     def correction(self, t, level_away, learnt, scale):
         """How a cell's end differs from the end of its group's mean: what the network learnt."""
@@ -1309,6 +1319,51 @@ class Anchored(Shifted):
         p = torch.sigmoid(log_odds)
         mean = (p * endpoint).sum(0) / p.sum(0).clamp_min(1e-6)  # of the cells that will be on
         return endpoint + level[0] - mean, log_odds
+
+
+# ---- If-expressed levels (--if-expressed) --------------------------------------------------------
+#
+# Replaces x_0 and x_T before the bridge, in training and in sampling, and `state`. Where a gene is
+# off its level is not 0, it is not observed. With zeros left in, training shows x_t falling to 0 on
+# silent genes while sampling, where x_theta answers for expressed ones, shows it rising. Gains
+# -0.01 / 0.00 on the simulation, where 40 % of the values are zero, 0.00 / 0.02 on the real pairs,
+# 93 %, 0.11 / -0.03 in a held-out cell type; before the anchor it was 0.47 / 0.17 on the pairs.
+
+
+class ActiveValues:
+    """The non-zero values of each gene in each population, to fill silent genes with draws.
+
+    values[start[p, i] : start[p, i] + count[p, i]] are those of gene i in population p; start and
+    count are (populations, N) (`screens.active_values`).
+    """
+
+    def __init__(self, start, count, values, device="cpu"):
+        start = torch.as_tensor(start, device=device)
+        count = torch.as_tensor(count, device=device)
+        zero = torch.zeros(1)  # what a gene that no cell expresses is filled with
+        self.values = torch.cat([torch.as_tensor(values), zero]).to(device)
+        self.start = torch.where(count > 0, start, len(values))
+        self.count = count.clamp_min(1).float()
+
+    def fill(self, x, population, noise):
+        """x (B, N) with every zero replaced by a draw from the cell's population (B,)."""
+        start = self.start.index_select(0, population)
+        count = self.count.index_select(0, population)
+        nth = (noise.uniform(x) * count).long()  # below count also when rounded: u <= 1 - 2^-24
+        return torch.where(x != 0, x, self.values[start + nth])
+
+
+class IfExpressed(Shifted):
+    """Networks that never see the drawn level of a silent gene, only that the gene is off.
+
+    In training these draws know nothing of the cell, and in sampling they would.
+    """
+
+    inputs = 2
+
+    def state(self, level_away, on_away, d):
+        """The levels of the genes that are on, and which those are: (B, 2 N)."""
+        return torch.cat([level_away * d, on_away], 1)
 
 
 # ---- One bridge alone (--no-discrete), the paper's own ablation (Fig. 6) -------------------------
@@ -1497,6 +1552,8 @@ def model_class(settings):
         parts.append(OneBridge)
     if settings.anchor:
         parts.append(Anchored)
+    if settings.if_expressed:
+        parts.append(IfExpressed)
     if settings.skip_gate:
         parts.append(SkipGate)
     if settings.shifts:

@@ -26,7 +26,15 @@ from scipy import sparse
 from tqdm import tqdm
 
 import screens
-from departures import Conditions, ImprovedSettings, Noise, explain, model_class, sample
+from departures import (
+    ActiveValues,
+    Conditions,
+    ImprovedSettings,
+    Noise,
+    explain,
+    model_class,
+    sample,
+)
 from report import trust
 from report.genes import all_tables, in_words
 from report.paths import draw_paths
@@ -236,6 +244,18 @@ def describe_new_types(model, screen, replace):
             model.describe_cell_type(str(cell_type), *described)
 
 
+def control_values(model, screen, device):
+    """If-expressed values of the controls, one population per cell type of the model, or None."""
+    if not model.settings.if_expressed:
+        return None
+    known = [name for name in model.cell_types if (CONTROL, name) in screen.groups]
+    start, count, values = screens.active_values(
+        screen.X, [screen.controls(name) for name in known]
+    )
+    place = [known.index(name) if name in known else 0 for name in model.cell_types]
+    return ActiveValues(start[place], count[place], values, device)
+
+
 # ---- What is asked for ---------------------------------------------------------------------------
 
 
@@ -335,11 +355,11 @@ def draw_controls(screen, cell_type, n, rng):
     return np.concatenate(rounds)[:n]
 
 
-def predict(model, screen, cells, perturbation, cell_type, n, seed, device, batch=512):
+def predict(model, screen, cells, perturbation, cell_type, n, values, seed, device, batch=512):
     """Predict n cells of a condition.
 
-    cells: the screen's rows as tensors (`screens.Cells`). Returns the prediction and the levels if
-    expressed, each (n, N) CSR, and the rows of the controls.
+    cells: the screen's rows as tensors (`screens.Cells`); values: `control_values`. Returns the
+    prediction and the levels if expressed, each (n, N) CSR, and the rows of the controls.
     """
     own = own_seed(seed, perturbation, cell_type)
     # Means over the cells are anchored, so there have to be enough of them.
@@ -351,6 +371,8 @@ def predict(model, screen, cells, perturbation, cell_type, n, seed, device, batc
     for part in np.array_split(rows, math.ceil(n / batch)):
         x0 = cells(part)
         d0 = model.activation(x0)
+        if values is not None:
+            x0 = values.fill(x0, conditions.cell_type.expand(len(part)), noise)
         x, level = sample(model, x0, d0, conditions, noise)
         predicted.append(x.cpu().numpy())
         levels.append(level.cpu().numpy())
@@ -359,7 +381,7 @@ def predict(model, screen, cells, perturbation, cell_type, n, seed, device, batc
     return predicted, levels, rows[:n]
 
 
-def trace_paths(path, model, screen, perturbation, cell_type, seed, device, cells=60):
+def trace_paths(path, model, screen, perturbation, cell_type, values, seed, device, cells=60):
     """Draw how both bridges carry some control cells to a condition, for three genes.
 
     The one that rises most, the one that falls most, and of the others the one that most cells
@@ -368,8 +390,11 @@ def trace_paths(path, model, screen, perturbation, cell_type, seed, device, cell
     before = torch.from_numpy(screen.dense(screen.controls(cell_type)[:cells])).to(device)
     conditions = conditions_of(model, [(perturbation, cell_type)])
     noise = Noise(seed, device)
+    x0 = before
+    if values is not None:
+        x0 = values.fill(before, conditions.cell_type.expand(len(before)), noise)
     trace = []
-    end, level = sample(model, before, model.activation(before), conditions, noise, trace)
+    end, level = sample(model, x0, model.activation(before), conditions, noise, trace)
     trace.append((level, (end > 0).to(end)))
     x = torch.stack([x for x, _ in trace]).cpu().numpy()  # (steps + 1, cells, N)
     d = torch.stack([d for _, d in trace]).cpu().numpy()
@@ -519,6 +544,7 @@ def sample_run(
         )
     screen = screen or run_screen(content, path, columns or {})
     describe_new_types(model, screen, replace=bool(path))
+    values = control_values(model, screen, device)
     wanted = [key for name in conditions for key in asked(screen, model, name, content["groups"])]
     if not wanted:
         keys = sorted(key for key in screen.groups if key[0] != CONTROL)
@@ -531,7 +557,7 @@ def sample_run(
     for perturbation, cell_type in tqdm(wanted, desc="sampling", unit="condition", leave=False):
         measured = screen.groups.get((perturbation, cell_type), range(200))
         n = cells or len(measured)
-        made = predict(model, screen, dense, perturbation, cell_type, n, seed, device)
+        made = predict(model, screen, dense, perturbation, cell_type, n, values, seed, device)
         parts.append((perturbation, cell_type, *made))
     about = {
         "run": str(run),
@@ -552,7 +578,7 @@ def sample_run(
         return out
     if out == f"{run}/predicted.h5ad":
         os.makedirs(f"{run}/figures", exist_ok=True)
-        trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], seed, device)
+        trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], values, seed, device)
     print(f"{sum(n_cells):,} predicted cells of {len(parts)} conditions: {out}")
     print(f"which genes change in them: {genes_path(out)}")
     print(*trust.sentences(trusted, each=bool(conditions)), sep="\n")

@@ -38,6 +38,7 @@ import sample
 import screens
 import toy_data
 from departures import (
+    ActiveValues,
     ImprovedSettings,
     Noise,
     Populations,
@@ -409,7 +410,7 @@ def train(model, screen, settings, out, state, device, save):
 
 
 class TrainingData:
-    """What every batch is made of: the model, the cells, the conditions."""
+    """What every batch is made of: the model, the cells, the conditions, if-expressed values."""
 
     def __init__(self, model, screen, groups, device):
         self.model = model
@@ -418,6 +419,11 @@ class TrainingData:
         self.device = device
         self.cells = screens.Cells(screen.X, device)
         self.conditions = sample.conditions_of(model, groups)
+        self.control_of = np.array([groups.index((CONTROL, t)) for _, t in groups])
+        self.values = None
+        if model.settings.if_expressed:
+            rows = [screen.groups[group] for group in groups]
+            self.values = ActiveValues(*screens.active_values(screen.X, rows), device)
 
     def losses(self, pairs, batch, mine, noise):
         """The losses (2,) of this process's share of a batch of pairs.
@@ -433,6 +439,11 @@ class TrainingData:
         xT = self.cells(pairs.end[mine])
         d0 = self.model.activation(x0)
         dT = self.model.activation(xT)
+        if self.values is not None:
+            sources = screens.to_device(self.cells.device, self.control_of[group])
+            ends = screens.to_device(self.cells.device, group)
+            x0 = self.values.fill(x0, sources, noise)
+            xT = self.values.fill(xT, ends, noise)
         return torch.stack(self.model.loss(x0, xT, d0, dT, conditions, which, noise))
 
 
@@ -713,9 +724,13 @@ def check(settings):
         )
     if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
         raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
+    if not settings.discrete and settings.if_expressed:
+        raise InputError(
+            "--no-discrete needs --no-if-expressed: one bridge alone has to carry the zeros"
+        )
     if settings.grn == "structural" and not settings.shifts:
         raise InputError("--grn structural needs --shifts; use --grn coexpression")
-    need = ("skip_gate", "anchor", "gene_embedding")
+    need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")
     for name in need if not settings.shifts else ():
         if getattr(settings, name):
             raise InputError(f"{flag(name)} needs --shifts")

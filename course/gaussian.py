@@ -43,7 +43,7 @@ def fit_bridge(x0, xT, sigma, steps=1000, batch=256, seed=0):
     d = x0.shape[1]
     x0 = torch.as_tensor(x0 + LIFT, dtype=torch.float32)
     xT = torch.as_tensor(xT + LIFT, dtype=torch.float32)
-    settings = ImprovedSettings(sigma=sigma, width=64)
+    settings = ImprovedSettings(sigma=sigma, if_expressed=False, width=64)
     names = [f"gene{i}" for i in range(d)], ["shift"], ["cell"]
     model = model_class(settings)(settings, *names, conditions=2)
     model.level_scale.copy_(x0.std(0))

@@ -24,13 +24,14 @@ TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ABLATIONS = {
     "default": "",
     # the paper's Fig. 6
-    "without discrete": "--no-discrete",
+    "without discrete": "--no-discrete --no-if-expressed",
     "random pairing": "--pairing random",
     "OT cosine": "--cost cosine",
     "OT Euclidean": "--cost euclidean",
     # the additions, one at a time
-    "without shifts": "--no-shifts --no-skip-gate --no-anchor --grn coexpression",
+    "without shifts": "--no-shifts --no-skip-gate --no-if-expressed --no-anchor --grn coexpression",
     "without skip gate": "--no-skip-gate",
+    "without if-expressed": "--no-if-expressed",
     "without anchor": "--no-anchor",
     "co-expression network": "--grn coexpression",
     # the pairing's settings

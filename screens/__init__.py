@@ -50,7 +50,7 @@ from screens.statistics import (
     training_statistics,
     within_covariance,
 )
-from screens.tensors import Cells, check_device, condition_arrays, to_device
+from screens.tensors import Cells, active_values, check_device, condition_arrays, to_device
 
 __all__ = [
     "COLUMNS",
@@ -62,6 +62,7 @@ __all__ = [
     "Cells",
     "InputError",
     "Screen",
+    "active_values",
     "at_type",
     "blocks",
     "check_device",

@@ -3,10 +3,13 @@
 Axes: C cells, N genes, B cells in a batch.
 """
 
+import math
+
 import numpy as np
 import torch
 
 from screens.command_line import InputError
+from screens.files import in_memory
 from screens.labels import targets_of
 
 # ---- Devices -------------------------------------------------------------------------------------
@@ -74,6 +77,33 @@ class Cells:
         place = torch.arange(total, device=self.device) + offset[cell]
         batch = torch.zeros(len(rows), self.X.shape[1], device=self.device)
         return batch.index_put_((cell, self.columns[place].long()), self.values[place])
+
+
+def active_values(X, groups):
+    """Every gene's non-zero values in every group, for draws of a level if expressed.
+
+    X (C, N) sparse; groups: P arrays of row numbers. Returns (start, count), each (P, N), and
+    values: values[start[p, i] : start[p, i] + count[p, i]] are gene i's in group p. A gene that is
+    silent in a group borrows its values in all the groups together, which stand last in `values`;
+    one that is silent everywhere has count 0. Where all this would take more than `in_memory`,
+    every second (third …) cell of each group has to do.
+    """
+    n_cells = sum(len(rows) for rows in groups)
+    n_bytes = 24 * n_cells * X.nnz / X.shape[0]  # 24 a value, for a moment
+    thin = max(1, math.ceil(n_bytes / in_memory()))
+    groups = [rows[::thin] for rows in groups]
+    by_gene = [X[rows].tocsc() for rows in [*groups, np.concatenate(groups)]]
+    lengths = [table.nnz for table in by_gene]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    count = np.stack([np.diff(table.indptr) for table in by_gene]).astype(np.int64)
+    start = np.stack(
+        [table.indptr[:-1] + offset for table, offset in zip(by_gene, offsets, strict=True)]
+    ).astype(np.int64)
+    silent = count == 0
+    start = np.where(silent, start[-1], start)
+    count = np.where(silent, count[-1], count)
+    values = np.concatenate([table.data for table in by_gene])
+    return start[:-1], count[:-1], values
 
 
 # ---- Conditions ----------------------------------------------------------------------------------

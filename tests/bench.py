@@ -180,7 +180,8 @@ def training_rows(step, device, bandwidth):
 def sampling_row(model, screen, device, n=512):
     """A row of the sampler on a batch of cells."""
     cells = screens.Cells(screen.X, device)
-    predict = partial(sample.predict, model, screen, cells, "g0", "a", n, 0, device)
+    values = sample.control_values(model, screen, device)
+    predict = partial(sample.predict, model, screen, cells, "g0", "a", n, values, 0, device)
     took = seconds(predict, device, 2)
     limit = model.settings.steps * network_products(model, n, device)[1]
     note = f"matrix products; {n / took:.0f} cells/s of {n / limit:.0f}"

@@ -307,10 +307,12 @@ def test_the_order_of_the_conditions_does_not_matter_and_whose_they_are_does(own
 
 ALONE = pytest.mark.parametrize(
     "own",
-    [paper(discrete=False), small(discrete=False)],
+    [paper(discrete=False), small(discrete=False, if_expressed=False)],
     ids=["paper", "default"],
 )
-BOTH = pytest.mark.parametrize("own", [paper(), small()], ids=["paper", "default"])
+BOTH = pytest.mark.parametrize(
+    "own", [paper(), small(if_expressed=False)], ids=["paper", "default"]
+)
 
 
 def loss_of_silent_cells(model):
@@ -348,7 +350,7 @@ def test_one_bridge_alone_trains_no_discrete_bridge(own):
 
 def test_one_bridge_alone_knows_a_cell_type_by_its_means_with_zeros():
     """The level of its controls is the mean over all cells, and every cell counts as expressing."""
-    model = model_of(small(discrete=False))
+    model = model_of(small(discrete=False, if_expressed=False))
     mean = np.linspace(0.1, 0.6, GENES)
     model.describe_cell_type("a", mean, np.full(GENES, 2.0), np.full(GENES, 0.3), mean, 100)
     assert torch.allclose(model.control_level[0], torch.tensor(mean).float())

@@ -79,7 +79,7 @@ def switches():
 def test_the_switches_of_part_two_are_these():
     """The list that the next test looks for."""
     assert switches() == {
-        "shifts", "skip_gate", "anchor", "gene_embedding", "structural",
+        "shifts", "skip_gate", "anchor", "if_expressed", "gene_embedding", "structural",
     }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_part_one_mentions_no_class_or_function_of_part_two():
     """The arrow runs one way."""
     above, below = parts()
     defined = set(re.findall(r"^(?:class|def) (\w+)", below, re.MULTILINE))
-    assert {"Shifted", "Anchored", "SkipGate", "model_class"} <= defined
+    assert {"Shifted", "Anchored", "ActiveValues", "model_class"} <= defined
     assert not [name for name in defined if re.search(rf"\b{name}\b", above)]
 
 
@@ -227,7 +227,7 @@ def test_paper_comes_before_what_the_user_sets():
     assert own.sigma == 0.2
 
 
-@pytest.mark.parametrize("switch", ["shifts", "skip_gate"])
+@pytest.mark.parametrize("switch", ["shifts", "if_expressed"])
 def test_with_one_addition_on_the_model_is_another(switch):
     """The comparison above could fail."""
     own = ImprovedSettings().paper()

@@ -8,14 +8,16 @@ import functools
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
+import screens
 from departures import (
+    ActiveValues,
     Conditions,
     ImprovedSettings,
     Noise,
     Populations,
     Settings,
-    activation,
     model_class,
     sample,
 )
@@ -322,7 +324,7 @@ def test_where_few_controls_are_on_the_sd_is_the_genes_usual_in_the_types_propor
     "own",
     [
         papers_settings(discrete=False),
-        default_settings(discrete=False),
+        default_settings(discrete=False, if_expressed=False),
     ],
     ids=["paper", "default"],
 )
@@ -444,16 +446,40 @@ def cells_of(n, perturbed, noise):
 STEPS_OF_TRAINING = 250
 
 
-def train(model, noise):
+class ToFill:
+    """Controls and perturbed cells, and for --if-expressed the values that each may be filled with.
+
+    In training silent genes are filled, or not, on both sides; in sampling at the start.
+    """
+
+    def __init__(self, if_expressed):
+        self.noise = Noise(0)
+        self.values = None
+        if if_expressed:
+            cells = torch.cat([cells_of(500, False, self.noise), cells_of(500, True, self.noise)])
+            rows = [np.arange(500), np.arange(500, 1000)]
+            X = sparse.csr_matrix(cells.numpy())
+            self.values = ActiveValues(*screens.active_values(X, rows))
+
+    def draw(self, n, perturbed):
+        """x and d of some cells."""
+        x = cells_of(n, perturbed, self.noise)
+        d = (x != 0).float()
+        if self.values is not None:
+            x = self.values.fill(x, torch.full((n,), int(perturbed)), self.noise)
+        return x, d
+
+
+def train(model, populations):
     """Steps of Adam, with a falling learning rate, on pairs at random."""
     optimiser = torch.optim.Adam(model.train().parameters(), lr=5e-3)
     cooling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, STEPS_OF_TRAINING)
     which = torch.zeros(256, dtype=torch.long)
     for _ in range(STEPS_OF_TRAINING):
-        x0, xT = (cells_of(256, perturbed, noise) for perturbed in (False, True))
-        d0, dT = activation(x0), activation(xT)
+        x0, d0 = populations.draw(256, False)
+        xT, dT = populations.draw(256, True)
         optimiser.zero_grad()
-        sum(model.loss(x0, xT, d0, dT, CONDITION, which, noise)).backward()
+        sum(model.loss(x0, xT, d0, dT, CONDITION, which, populations.noise)).backward()
         optimiser.step()
         cooling.step()
 
@@ -465,11 +491,11 @@ def predicted(method):
     cells = torch.stack([cells_of(500, k == 3, Noise(k)) for k in range(4)])  # COUNTED
     on = (cells > 0).float().mean(1)
     model = untrained(own, on, cells.mean(1) / on, 0.2)
-    noise = Noise(0)
-    train(model, noise)
-    x0 = cells_of(2000, False, noise)
-    cells, _ = sample(model, x0, activation(x0), CONDITION, noise)
-    return cells, cells_of(2000, True, noise)
+    populations = ToFill(own.if_expressed)
+    train(model, populations)
+    x0, d0 = populations.draw(2000, False)
+    cells, _ = sample(model, x0, d0, CONDITION, populations.noise)
+    return cells, cells_of(2000, True, populations.noise)
 
 
 METHODS = pytest.mark.parametrize("method", ["paper", "default"])

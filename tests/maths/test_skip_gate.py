@@ -307,16 +307,20 @@ def shown(model, asked, x, d):
     return seen
 
 
-def test_levels_are_shown_as_standard_deviations_from_the_mean_path(model):
-    """In the type's own unit."""
+@pytest.mark.parametrize("if_expressed", [True, False])
+def test_levels_are_shown_as_standard_deviations_from_the_mean_path(if_expressed):
+    """In the type's own unit; of silent genes nothing, where the level is if expressed."""
+    model = described(model_of(if_expressed=if_expressed))
     asked = Asked(model)
     levels, _ = shown(model, asked, asked.mean + 2 * asked.unit, None)
-    assert close(levels, torch.full_like(asked.d, 2))
+    expected = 2 * asked.d if if_expressed else torch.full_like(asked.d, 2)
+    assert close(levels[:, :GENES], expected)
 
 
 def test_states_are_shown_as_standard_deviations_from_the_share_that_is_on(model):
     """Eq. 11: (1 - t) that of the controls + t that of the end. 0.02 keeps rare genes finite."""
     asked = Asked(model)
-    _, states = shown(model, asked, asked.x, None)
+    levels, states = shown(model, asked, asked.x, None)
     share = 0.6 * model.control_log_odds[1].sigmoid() + 0.4 * asked.prior.sigmoid()
     assert close(states, (asked.d - share) / (share * (1 - share) + 0.02).sqrt())
+    assert torch.equal(levels[:, GENES:], states)

@@ -1,4 +1,4 @@
-"""Small wrong edits of both bridges and the skip gate."""
+"""Small wrong edits of both bridges, the skip gate and the if-expressed levels."""
 
 MUTANTS = {
     "maths/test_brownian_bridge.py": [
@@ -413,6 +413,116 @@ MUTANTS = {
             "    if settings.skip_gate:",
             "    if settings.shifts:",
             "--no-skip-gate does nothing",
+        ),
+    ],
+    "maths/test_if_expressed.py": [
+        (
+            "departures.py",
+            "return torch.where(x != 0, x, self.values",
+            "return torch.where(x == 0, x, self.values",
+            "expressed levels are overwritten",
+        ),
+        (
+            "departures.py",
+            "self.values[start + nth]",
+            "self.values[start]",
+            "every draw is the first value",
+        ),
+        (
+            "departures.py",
+            "nth = (noise.uniform(x) * count).long()",
+            "nth = (noise.uniform(x) * (count - 1)).round().long()",
+            "the first and the last value are drawn half as often",
+        ),
+        (
+            "departures.py",
+            "nth = (noise.uniform(x) * count).long()",
+            "nth = (noise.uniform(x[:, :1]) * count).long()",
+            "one draw for all genes of a cell",
+        ),
+        (
+            "departures.py",
+            "nth = (noise.uniform(x) * count).long()",
+            "nth = (noise.uniform(x[:1]) * count).long()",
+            "one draw for all cells",
+        ),
+        (
+            "departures.py",
+            "start = self.start.index_select(0, population)",
+            "start = self.start[population[:1]]",
+            "all cells draw from the first one's population",
+        ),
+        (
+            "departures.py",
+            "zero = torch.zeros(1)",
+            "zero = torch.ones(1)",
+            "a gene that no cell expresses is filled with 1",
+        ),
+        (
+            "departures.py",
+            "torch.where(count > 0, start, len(values))",
+            "torch.where(count > 0, start, 0)",
+            "a gene that no cell expresses takes another gene's value",
+        ),
+        (
+            "departures.py",
+            "return torch.cat([level_away * d, on_away], 1)",
+            "return torch.cat([level_away, on_away], 1)",
+            "silent genes' drawn levels are shown",
+        ),
+        (
+            "departures.py",
+            "return torch.cat([level_away * d, on_away], 1)",
+            "return torch.cat([level_away * d, torch.ones_like(d)], 1)",
+            "the network cannot tell a silent gene from one at the mean",
+        ),
+        (
+            "departures.py",
+            "    if settings.if_expressed:\n        parts",
+            "    if False:\n        parts",
+            "the bridge is filled, and the network sees it",
+        ),
+        (
+            "train.py",
+            "xT = self.values.fill(xT, ends, noise)",
+            "xT = self.values.fill(xT, sources, noise)",
+            "the perturbed cell's silent genes are filled from controls",
+        ),
+        (
+            "train.py",
+            "x0 = self.values.fill(x0, sources, noise)",
+            "x0 = self.values.fill(x0, ends, noise)",
+            "the control's silent genes are filled from perturbed cells",
+        ),
+        (
+            "train.py",
+            "xT = self.values.fill(xT, ends, noise)",
+            "pass",
+            "the end keeps its zeros",
+        ),
+        (
+            "train.py",
+            "        if model.settings.if_expressed:",
+            "        if True:",
+            "--no-if-expressed does nothing in training",
+        ),
+        (
+            "sample.py",
+            "x0 = values.fill(x0, conditions.cell_type.expand(len(part)), noise)",
+            "pass",
+            "if expressed in training, zeros in sampling",
+        ),
+        (
+            "sample.py",
+            "if not model.settings.if_expressed:",
+            "if False:",
+            "--no-if-expressed does nothing in sampling",
+        ),
+        (
+            "sample.py",
+            "return ActiveValues(start[place], count[place], values, device)",
+            "return ActiveValues(start[[0] * len(place)], count[place], values, device)",
+            "every cell type is filled from the first one",
         ),
     ],
 }

@@ -12,7 +12,7 @@ COMMAND_LINE = [
     ),
     (
         "departures.py",
-        "        self.anchor = False\n",
+        "        self.if_expressed = False\n",
         "",
         "--paper keeps an addition",
     ),
@@ -261,14 +261,20 @@ BAD_INPUT = [
     ),
     (
         "train.py",
+        "if not settings.discrete and settings.if_expressed:",
+        "if settings.discrete and not settings.if_expressed:",
+        "what cannot work is allowed, and the reverse refused",
+    ),
+    (
+        "train.py",
         'if settings.grn == "structural" and not settings.shifts:',
         "if False:",
         "a network that nothing uses",
     ),
     (
         "train.py",
-        'need = ("skip_gate", "anchor", "gene_embedding")',
-        'need = ("skip_gate", "gene_embedding")',
+        'need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")',
+        'need = ("skip_gate", "if_expressed", "gene_embedding")',
         "an addition without what it stands on",
     ),
     (

@@ -460,7 +460,7 @@ MUTANTS = {
         (
             "departures.py",
             '        """Eq. 10."""',
-            '        """Eq. 10; the skip gate sees it too."""',
+            '        """Eq. 10; with if-expressed levels, before silent genes are filled."""',
             "Part I speaks of an addition",
         ),
         (
@@ -514,9 +514,9 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "        self.anchor = False\n",
+            "        self.if_expressed = False\n",
             "",
-            "--paper keeps the anchor",
+            "--paper keeps the if-expressed levels",
         ),
         (
             "departures.py",
@@ -551,9 +551,9 @@ MUTANTS = {
         ),
         (
             "train.py",
-            "        d0 = self.model.activation(x0)\n        dT",
+            "        if self.values is not None:\n            sources",
             "        x0 = x0 / x0.sum(1, keepdim=True).clamp_min(1)\n"
-            "        d0 = self.model.activation(x0)\n        dT",
+            "        if self.values is not None:\n            sources",
             "the cells are changed on their way to the paper's bridges",
         ),
     ],

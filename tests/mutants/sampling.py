@@ -240,6 +240,12 @@ MUTANTS = {
         ),
         (
             "sample.py",
+            "x0 = values.fill(x0, conditions.cell_type.expand(len(part)), noise)",
+            "x0 = values.fill(x0, 0 * conditions.cell_type.expand(len(part)), noise)",
+            "silent genes are filled from the first cell type",
+        ),
+        (
+            "sample.py",
             "d0 = model.activation(x0)",
             "d0 = torch.ones_like(x0)",
             "silent genes count as expressed",
@@ -261,6 +267,12 @@ MUTANTS = {
             "described = screens.control_statistics(screen, cell_type, elsewhere)",
             "described = screens.control_statistics(screen, cell_type, 0 * elsewhere)",
             "genes that a new type never expresses have level 0",
+        ),
+        (
+            "sample.py",
+            "return ActiveValues(start[place], count[place], values, device)",
+            "return ActiveValues(start, count, values, device)",
+            "populations numbered without the types that are absent",
         ),
         (
             "sample.py",

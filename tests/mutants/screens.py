@@ -444,6 +444,30 @@ MUTANTS = {
         ),
         (
             "screens/tensors.py",
+            "start = np.where(silent, start[-1], start)",
+            "pass",
+            "a gene silent in a population draws another gene's values",
+        ),
+        (
+            "screens/tensors.py",
+            "count = np.where(silent, count[-1], count)",
+            "pass",
+            "a gene silent in a population has nothing to draw",
+        ),
+        (
+            "screens/tensors.py",
+            "offsets = np.cumsum([0, *lengths[:-1]])",
+            "offsets = np.cumsum(lengths)",
+            "draws come from the next population",
+        ),
+        (
+            "screens/tensors.py",
+            "groups = [rows[::thin] for rows in groups]",
+            "groups = [rows[: len(rows) // thin] for rows in groups]",
+            "tables hold the first cells only",
+        ),
+        (
+            "screens/tensors.py",
             "tensor.pin_memory().to(device, non_blocking=True)",
             "tensor.to(device)",
             "the host waits for the GPU",

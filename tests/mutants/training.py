@@ -231,6 +231,24 @@ MUTANTS = {
             "the activation that is learnt is the control's",
         ),
         (
+            "train.py",
+            "self.control_of[group])",
+            "group)",
+            "the control's silent genes are filled from the perturbed cells",
+        ),
+        (
+            "train.py",
+            "xT = self.values.fill(xT, ends, noise)",
+            "xT = self.values.fill(xT, sources, noise)",
+            "the perturbed cell's silent genes are filled from controls",
+        ),
+        (
+            "train.py",
+            "ends = screens.to_device(self.cells.device, group)",
+            "ends = torch.as_tensor(group).to(self.cells.device)",
+            "the host waits until the groups have arrived",
+        ),
+        (
             "departures.py",
             "if self.fitted is None:",
             "if True:",
@@ -423,6 +441,12 @@ MUTANTS = {
             '"without anchor": "--no-anchor"',
             '"without anchor": "--anchor"',
             "a variant that changes nothing",
+        ),
+        (
+            "report/ablation.py",
+            '"--no-discrete --no-if-expressed"',
+            '"--no-discrete"',
+            "a variant that cannot be trained",
         ),
         (
             "report/tables.py",

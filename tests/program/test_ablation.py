@@ -50,7 +50,7 @@ def test_every_addition_is_left_out_by_a_variant_of_its_own():
 def small_model(**changes):
     """A model of three genes with weights of no meaning."""
     torch.manual_seed(0)
-    settings = ImprovedSettings(width=16, embedding=4, steps=8, **changes)
+    settings = ImprovedSettings(width=16, embedding=4, steps=8, if_expressed=False, **changes)
     model = model_class(settings)(settings, ["a", "b", "c"], ["a"], ["x"])
     mean, level, fraction = [1.0, 0.5, 2.0], [1.5, 1.0, 2.0], [0.6, 0.5, 1.0]
     model.describe_cell_type("x", mean, level, fraction, [0.2, 0.3, 0.4], 100)

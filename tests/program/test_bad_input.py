@@ -444,16 +444,18 @@ SETTINGS = [
         "--epsilon",
         "for --cost sqeuclidean only",
     ),
+    Bad("train.py --data tiny.h5ad --no-discrete", "--no-discrete", "needs --no-if-expressed"),
     Bad(
-        "train.py --data tiny.h5ad --no-shifts --no-skip-gate",
+        "train.py --data tiny.h5ad --no-shifts --no-skip-gate --no-if-expressed",
         "--grn structural",
         "needs --shifts; use --grn coexpression",
     ),
     Bad(
-        "train.py --data tiny.h5ad --no-shifts --grn none",
+        "train.py --data tiny.h5ad --no-shifts --no-if-expressed --grn none",
         "--skip-gate",
         "needs --shifts",
     ),
+    Bad("train.py --data tiny.h5ad --paper --if-expressed", "--if-expressed", "needs --shifts"),
     Bad("train.py --data tiny.h5ad --paper --anchor", "--anchor", "needs --shifts"),
     Bad(
         "train.py --data tiny.h5ad --paper --gene-embedding genes.csv",

@@ -325,8 +325,11 @@ def recorded(run, monkeypatch, perturbation, cell_type, n):
     screen, model, _ = restored(run)
     recorder = Recorder()
     monkeypatch.setattr(sample, "sample", recorder)
+    values = sample.control_values(model, screen, "cpu")
     cells = screens.Cells(screen.X, "cpu")
-    made = sample.predict(model, screen, cells, perturbation, cell_type, n, 0, "cpu", batch=5)
+    made = sample.predict(
+        model, screen, cells, perturbation, cell_type, n, values, 0, "cpu", batch=5
+    )
     return screen, model, recorder, made
 
 
@@ -380,9 +383,10 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
 def test_few_cells_are_the_first_of_256(genes):
     """Their means over cells were put in the same place."""
     screen, model, _ = restored(genes)
+    values = sample.control_values(model, screen, "cpu")
     cells = screens.Cells(screen.X, "cpu")
     few, many = (
-        sample.predict(model, screen, cells, "KLF1", "A549", n, 0, "cpu") for n in (5, 256)
+        sample.predict(model, screen, cells, "KLF1", "A549", n, values, 0, "cpu") for n in (5, 256)
     )
     assert np.array_equal(few[0].toarray(), many[0].toarray()[:5])
     assert np.array_equal(few[1].toarray(), many[1].toarray()[:5])
@@ -575,6 +579,24 @@ def test_a_gene_that_a_new_types_controls_never_express_has_the_level_of_the_oth
     sample.describe_new_types(model, screen_of(means, genes=SYMBOLS), replace=True)
     assert model.cell_types == ["A549", "HeLa", "Jurkat"]
     assert model.control_level[1].tolist() == [1, 1, 1, 1, 3, 1, 1, 1, 1, 1]
+
+
+def test_each_type_draws_from_its_own_values_where_others_of_the_run_have_no_cells(genes):
+    """A549 has none in this file; HeLa's and Jurkat's values are their own."""
+    means = {(CONTROL, "HeLa"): np.ones(10), (CONTROL, "Jurkat"): np.full(10, 3.0)}
+    screen = screen_of(means, genes=SYMBOLS)
+    _, model, _ = restored(genes)
+    sample.describe_new_types(model, screen, replace=True)
+    values = sample.control_values(model, screen, "cpu")
+    filled = values.fill(torch.zeros(2, 10), torch.tensor([1, 2]), sample.Noise(0))
+    assert filled.tolist() == [[1.0] * 10, [3.0] * 10]
+
+
+def test_a_model_without_if_expressed_levels_has_no_values_to_draw(genes):
+    """--no-if-expressed."""
+    screen, model, _ = restored(genes)
+    model.settings.if_expressed = False
+    assert sample.control_values(model, screen, "cpu") is None
 
 
 # ---- predicted.h5ad ------------------------------------------------------------------------------

@@ -275,6 +275,39 @@ def test_without_training_conditions_there_are_no_knock_downs():
     assert (fall.shape, moved.shape, variance.shape) == ((0, 1), (0, 2), (0, 1))
 
 
+# ---- If-expressed values -------------------------------------------------------------------------
+
+
+def test_active_values_are_each_groups_own():
+    groups = [np.array([0]), np.array([1, 2])]
+    start, count, values = screens.active_values(THREE_CELLS, groups)
+    first = slice(start[1, 0], start[1, 0] + count[1, 0])
+    assert values[first].tolist() == [4, 6]
+    assert (start.shape, count.shape) == ((2, 2), (2, 2))
+
+
+def test_a_gene_that_is_silent_in_a_group_borrows_the_values_of_all():
+    groups = [np.array([0]), np.array([1, 2])]
+    start, count, values = screens.active_values(THREE_CELLS, groups)
+    borrowed = slice(start[1, 1], start[1, 1] + count[1, 1])
+    assert values[borrowed].tolist() == [2]
+
+
+def test_a_gene_that_is_silent_everywhere_has_no_values():
+    X = sparse.csr_matrix(np.array([[1.0, 0], [2, 0]]))
+    _, count, _ = screens.active_values(X, [np.array([0]), np.array([1])])
+    assert count.tolist() == [[1, 0], [1, 0]]
+
+
+def test_tables_of_values_that_would_not_fit_are_thinned_evenly(monkeypatch):
+    X = sparse.csr_matrix(np.arange(1, 1001, dtype=np.float32)[:, None])
+    groups = [np.arange(0, 1000, 2), np.arange(1, 1000, 2)]
+    monkeypatch.setenv("DEPARTURES_MEMORY", str(24 * X.nnz / 4 / 2**30))
+    start, count, values = screens.active_values(X, groups)
+    assert count.ravel().tolist() == [125, 125]
+    assert values[start[0, 0] : start[0, 0] + 125].tolist() == list(range(1, 1001, 8))
+
+
 # ---- Tensors -------------------------------------------------------------------------------------
 
 

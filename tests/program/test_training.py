@@ -185,7 +185,7 @@ def fitted_to(screen, monkeypatch, **changes):
 def test_shifts_are_fitted_to_what_was_counted_in_each_training_group(monkeypatch, discrete):
     """Levels in the gene's units. For one bridge alone every cell expresses every gene."""
     screen = gene_screen()
-    model, counted = fitted_to(screen, monkeypatch, discrete=discrete)
+    model, counted = fitted_to(screen, monkeypatch, discrete=discrete, if_expressed=discrete)
     groups = [screen.dense(rows) for rows in screen.training_groups().values()]
     on = np.stack([(X > 0).sum(0) if discrete else np.full(6, len(X)) for X in groups])
     level = np.stack([X.sum(0) for X in groups]) / np.maximum(on, 1) / model.level_scale.numpy()
@@ -557,22 +557,43 @@ def test_a_batch_encodes_each_of_its_conditions_once():
     assert len(conditions.cell_type) == 2
 
 
-def test_a_pair_goes_from_its_control_to_its_perturbed_cell():
-    """Levels are the cells' own, and so is which genes are on."""
-    data, pairs = training_data()
+@pytest.mark.parametrize("if_expressed", [True, False])
+def test_a_pair_goes_from_its_control_to_its_perturbed_cell(if_expressed):
+    """Expressed levels are the cells' own, and so is which genes are on."""
+    data, pairs = training_data(if_expressed=if_expressed)
     batch = np.arange(0, len(pairs.end), 3)
     x0, xT, d0, dT, *_ = shown_to_the_model(data, pairs, batch)
     ends = [(pairs.start, x0, d0), (pairs.end, xT, dT)]
     for rows, x, d in ends:
         measured = torch.from_numpy(data.screen.dense(rows[batch]))
         assert torch.equal(d, (measured != 0).float())
-        assert torch.equal(x, measured)
+        assert torch.equal(x * d, measured)
+        assert (x == measured).all() != if_expressed
+
+
+def test_silent_genes_are_filled_from_the_controls_at_the_start_and_the_own_group_at_the_end():
+    """With a level for every group, the draws tell which group they are from."""
+    cells = 20
+    perturbation = np.repeat([CONTROL, "g0", CONTROL, "g0"], cells)
+    cell_type = np.repeat(["t", "t", "u", "u"], cells)
+    level = np.repeat([1.0, 2.0, 3.0, 4.0], cells)
+    on = np.random.default_rng(0).random((4 * cells, 3)) < 0.5
+    screen = screen_with(on * level[:, None], perturbation, cell_type)
+    data, pairs = training_data(screen)
+    batch = np.arange(len(pairs.end))
+    x0, xT, *_ = shown_to_the_model(data, pairs, batch)
+    assert torch.equal(
+        x0, torch.tensor(level[pairs.start], dtype=torch.float32)[:, None].expand(-1, 3)
+    )
+    assert torch.equal(
+        xT, torch.tensor(level[pairs.end], dtype=torch.float32)[:, None].expand(-1, 3)
+    )
 
 
 OPTIONS = [
     {},
-    {"skip_gate": False},
-    {"discrete": False},
+    {"skip_gate": False, "if_expressed": False},
+    {"discrete": False, "if_expressed": False},
     {"paper": True},
 ]
 
