@@ -857,7 +857,17 @@ class ShiftEncoder(nn.Module):
         return self.fitted[same.int().argmax(1)]
 
     def expect(self, conditions, model):
-        """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
+        """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N).
+
+        Raises ValueError for a cell type that was never described.
+        """
+        told = model.control_log_odds.any(1) | model.control_level.any(1)
+        untold = conditions.cell_type[~told[conditions.cell_type]]
+        if len(untold):
+            name = model.cell_types[untold[0]]
+            raise ValueError(
+                f"nothing is known of cell type {name!r}; tell the model by `describe_cell_type`"
+            )
         same_type, kernels = self.relations(conditions, model)
         # The controls' own chance is corrected by the other conditions, where they are the same.
         counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
