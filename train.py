@@ -48,6 +48,7 @@ from departures import (
     propagate,
     structural_effects,
 )
+from report.forecast import Forecast, after_training
 from report.training import draw_loss
 from screens import CONTROL, InputError, flag
 
@@ -329,10 +330,11 @@ def count_steps(screen, groups, settings):
     return math.ceil(pairs / settings.batch)
 
 
-def train(model, screen, settings, out, state, device, save):
+def train(model, screen, settings, out, state, device, save, before=0.0):
     """Train from state["epoch"] to the end; save(state) after every epoch.
 
-    Every epoch has its own seed, so a run that was resumed is the same run.
+    Every epoch has its own seed, so a run that was resumed is the same run. before: seconds that
+    were spent on fits, for the forecast.
     """
     groups = list(screen.training_groups())
     data = TrainingData(model, screen, groups, device)
@@ -344,7 +346,9 @@ def train(model, screen, settings, out, state, device, save):
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     if state["log"] and RANK == 0:
         write_log(out, state["log"])  # it may have been killed after a checkpoint, before its log
-    progress = tqdm(
+    held_out = [len(screen.groups[key]) for key in screen.held_out]
+    progress = Forecast(
+        before, epochs - state["epoch"], steps, partial(after_training, settings, held_out),
         total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step",
         mininterval=0.5, disable=RANK > 0,
     )  # fmt: skip
@@ -414,6 +418,7 @@ def train_epoch(data, optimiser, epoch, progress):
     pairs = draw_pairs(data.screen, data.cells, data.groups, settings, host.generator, data.device)
     order = torch.randperm(len(pairs.end), generator=host.generator).numpy()
     batches = np.array_split(order, math.ceil(len(order) / settings.batch))
+    progress.update(0)  # from here on it sees steps
     losses = torch.zeros(2, device=data.device)
     data.model.train()
     for batch in batches:
@@ -710,6 +715,7 @@ class Run(NamedTuple):
     screen: screens.Screen
     model: torch.nn.Module
     state: dict  # epoch, epochs, optimiser, log, groups, library
+    fits: float = 0.0  # seconds
 
 
 def free_folder(args):
@@ -744,7 +750,9 @@ def new_run(args, device):
     if not args.data:
         simulate(path, settings.seed)
     screen = screens.prepare(**reading)
+    started = time.time()
     model = build(screen, settings, device, args.also)
+    fits = time.time() - started
     sample.check_predictable(model, screen, screen.held_out)  # before hours of training, not after
     os.makedirs(out, exist_ok=True)
     state = {
@@ -756,7 +764,7 @@ def new_run(args, device):
         "library": screen.library,
     }
     write_checkpoint(out, model, settings, reading, state)
-    return Run(out, reading, settings, screen, model, state)
+    return Run(out, reading, settings, screen, model, state, fits)
 
 
 def simulate(path, seed):
@@ -800,7 +808,7 @@ def train_sample_and_score(run, device):
     print(*screens.describe(run.screen), sep="\n")
     print(f"model: {parameters:,} parameters; run: {run.out}")
     save = partial(write_checkpoint, run.out, run.model, run.settings, run.reading)
-    train(run.model, run.screen, run.settings, run.out, run.state, device, save)
+    train(run.model, run.screen, run.settings, run.out, run.state, device, save, run.fits)
     if RANK:
         return
     sample.sample_run(run.out, device, screen=run.screen)
