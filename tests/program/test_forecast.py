@@ -68,6 +68,7 @@ def test_sampling_grows_with_cells_and_steps_and_scoring_with_the_cells_squared(
     few, more = (after_training(own, [n], 0.064) for n in (10, 256))
     assert few == pytest.approx(256 * 50 * 0.001 / 4 + 0.1, abs=0.01)
     assert more - few == pytest.approx((256**2 - 10**2) * 0.001 * 60 / (24 * 256))
+    assert after_training(own, [256, 256], 0.064) == pytest.approx(2 * more)
     assert after_training(own.paper(), [10], 0.064) < 0.5
 
 
