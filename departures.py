@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import ot
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -182,6 +181,8 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     columns = C.new_full((m,), 1 / m)
     if method == "random":
         return rows[:, None] * columns
+    import ot  # here, for it takes as long to load as torch
+
     if method == "exact":
         arrays = [v.double().cpu().numpy() for v in (rows, columns, C)]
         return torch.as_tensor(ot.emd(*arrays, numItermax=10_000_000)).to(C)

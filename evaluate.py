@@ -16,6 +16,9 @@ all, the 20 and 40 of the largest Welch |t| of measured cells against controls, 
 fifth of the cells switch.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import json
 import os
@@ -29,12 +32,10 @@ from scipy import stats
 from tqdm import tqdm
 
 import screens
-from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
 from rivals import RIVALS, TRAINED, option_of
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from sample import read_checkpoint, restore_model
 from screens import CONTROL, InputError
 
 SPLITS = 5  # how often the measured cells are halved
@@ -714,6 +715,8 @@ def evaluate_run(
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
+    from report.scores import draw_scores  # it takes a while to load
+
     draw_scores(figures, screen, rows, summary, cells)
     print(as_text(tables, squared))
     print(
@@ -744,6 +747,8 @@ def train_rivals(names, run, screen, seed, device):
 
 def costs_of_model(run):
     """The seconds of a run's epochs, and how many parameters its model has."""
+    from sample import read_checkpoint, restore_model  # torch, which nothing else here needs
+
     model = restore_model(read_checkpoint(run), "cpu")
     return {
         "seconds": float(pd.read_csv(f"{run}/log.csv")["seconds"].sum()),
@@ -915,7 +920,8 @@ def rivals_named(options):
 def main():
     """Score what the command line names."""
     args = read_arguments()
-    screens.check_device(args.device)
+    if args.rivals:
+        screens.check_device(args.device)
     if len(args.run) > 1:
         pool_runs(args.run, "_training" if args.training else "", args.out)
         return

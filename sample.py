@@ -9,6 +9,9 @@ numbers come from the seed and the condition, so the same run, seed and device g
 whatever else is sampled.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import json
 import math
@@ -27,7 +30,6 @@ from tqdm import tqdm
 
 import screens
 from departures import ActiveValues, Conditions, ImprovedSettings, Noise, model_class, sample
-from report.paths import draw_paths
 from screens import CONTROL, InputError
 
 FORMAT = 9  # of the checkpoint; raise it when that changes
@@ -381,6 +383,8 @@ def trace_paths(path, model, screen, perturbation, cell_type, values, seed, devi
     switched[genes] = -1
     genes.append(switched.argmax())
     condition = f"{perturbation}@{cell_type}"
+    from report.paths import draw_paths  # it takes a while to load
+
     draw_paths(path, x[..., genes], d[..., genes], screen.genes[genes], condition)
 
 

@@ -13,6 +13,9 @@ more than 1 % off, marginal_error the worst of them; plan_information is their m
 uniform, 0 to 1; seconds is the epoch's time.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import atexit
 import io
@@ -35,7 +38,6 @@ from tqdm import tqdm
 import evaluate
 import sample
 import screens
-import toy_data
 from departures import (
     ActiveValues,
     ImprovedSettings,
@@ -49,7 +51,6 @@ from departures import (
     structural_effects,
 )
 from report.forecast import Forecast, after_training
-from report.training import draw_loss
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -463,6 +464,8 @@ def write_log(out, log):
     """Write log.csv and loss.png."""
     screens.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
     epoch, endpoint, activation = np.array(log)[:, :3].T
+    from report.training import draw_loss  # it takes a while to load
+
     draw_loss(f"{out}/loss.png", epoch, endpoint, activation)
 
 
@@ -771,6 +774,8 @@ def simulate(path, seed):
     """Write a simulated screen where the run will look for it."""
     if os.path.exists(path):
         raise InputError(f"{path}: exists already; name it with --data, or give another --out")
+    import toy_data  # SciPy, which takes a while to load
+
     print(f"no --data: simulating a screen into {path}")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     screens.write_h5ad(toy_data.simulate_screen(seed=seed), path)

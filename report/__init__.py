@@ -6,5 +6,6 @@ paths.py     figure of the sample paths of both bridges
 training.py  figures of the losses and of an ablation
 forecast.py  how long a run will take
 ablation.py  `train.py --ablate`: variants of the method over seeds
+loading.py   Ctrl-C while a script still loads its libraries
 style.py     colours, and how a figure is written
 """

@@ -616,7 +616,7 @@ def test_the_paths_are_drawn_of_the_genes_that_rise_fall_and_switch_most(genes, 
         return end, end
 
     monkeypatch.setattr(sample, "sample", fake)
-    monkeypatch.setattr(sample, "draw_paths", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("report.paths.draw_paths", lambda *arguments: drawn.append(arguments))
     screen, model, _ = restored(genes)
     X = screen.dense(np.arange(len(screen.cells)))
     X[:, 6] += 4
