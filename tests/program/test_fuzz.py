@@ -41,7 +41,7 @@ def answer(*arguments):
     try:
         with (
             contextlib.redirect_stderr(errors),
-            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())),
             warnings.catch_warnings(),
         ):
             screens.run_script(SCRIPTS[arguments[0]])
