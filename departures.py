@@ -359,7 +359,7 @@ class Network(nn.Module):
 
     def __init__(self, n_inputs, n_context, width, n_outputs):
         super().__init__()
-        frequency = 2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])
+        frequency = torch.tensor([2 * math.pi * n for n in (0.5, 1.0, 2.0, 4.0)])
         self.register_buffer("frequency", frequency, persistent=False)
         self.state = nn.Linear(n_inputs, width)
         self.context = nn.Linear(n_context + 9, width)
@@ -1133,7 +1133,9 @@ class Shifted(Departures):
         self.register_buffer("gene_scale", torch.ones(n_genes))  # sd within a group
         self.register_buffer("level_scale", torch.ones(n_genes))  # sd of the level if expressed
         self.register_buffer("usual_fraction", torch.full((n_genes,), 0.5))  # of all training cells
-        self.register_buffer("direction", -torch.ones(n_types))  # knocked down; 1: activated
+        self.register_buffer(
+            "direction", torch.full((n_types,), -1.0)
+        )  # knocked down; 1: activated
         self.encoder = ShiftEncoder(
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,

@@ -521,6 +521,12 @@ LOADING = [
         "who reads a file waits for torch",
     ),
     (
+        "departures.py",
+        "torch.tensor([2 * math.pi * n for n in (0.5, 1.0, 2.0, 4.0)])",
+        "2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])",
+        "reading a checkpoint loads torch's compiler",
+    ),
+    (
         "sample.py",
         "import pandas as pd\n",
         "import matplotlib.pyplot\nimport pandas as pd\n",

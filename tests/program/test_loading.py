@@ -25,6 +25,22 @@ def test_only_what_makes_tensors_loads_torch_and_nothing_loads_what_draws(module
     assert set(loaded.stdout.split()) & SLOW == needed
 
 
+RESTORED = """
+import sys, torch, departures
+settings = departures.ImprovedSettings(width=2)
+with torch.device("meta"):
+    departures.model_class(settings)(settings, ["A", "B"], ["A"], ["K562"])
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_the_shapes_of_a_model_are_known_without_torchs_compiler():
+    """Arithmetic on the meta device would load it, in each call of sample.py, for a second."""
+    command = [sys.executable, "-c", RESTORED]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert printed == "False\n"
+
+
 def hear_ctrl_c():
     """In a process about to start: do not inherit that tests which run unattended ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
