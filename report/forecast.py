@@ -18,11 +18,10 @@ def in_words(seconds):
         return "less than a second"
     if seconds < 9.5:
         return f"{seconds:.0f} s"
-    if seconds < 57.5:
+    if seconds < 117.5:
         return f"{5 * round(seconds / 5)} s"
     if seconds < 100 * 60:
-        minutes = round(seconds / 60)
-        return f"{minutes} minute{'s' * (minutes > 1)}"
+        return f"{seconds / 60:.0f} minutes"
     return f"{round(seconds / 1800) / 2:g} hours"
 
 
