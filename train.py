@@ -35,7 +35,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import evaluate
 import sample
 import screens
 from departures import (
@@ -809,6 +808,8 @@ def resume(out, args, device):
 
 def train_sample_and_score(run, device):
     """From an untrained or half-trained run to its table."""
+    import evaluate  # SciPy's statistics, which take a while to load
+
     parameters = sum(p.numel() for p in run.model.parameters())
     print(*screens.describe(run.screen), sep="\n")
     print(f"model: {parameters:,} parameters; run: {run.out}")

@@ -411,8 +411,9 @@ class Oracle(Departures):
 
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context("forkserver")  # a hundred processes, and torch is loaded once
-LATE = ["ot", "toy_data", "report.scores", "report.paths", "report.training", "torch._dynamo"]
-FORKS.set_forkserver_preload(["train", "pytest", *LATE])  # what scripts load when they need it, too
+DRAWING = ["report.scores", "report.paths", "report.training"]
+LATE = ["evaluate", "toy_data", "ot", "torch._dynamo", *DRAWING]  # loaded when they are needed
+FORKS.set_forkserver_preload(["train", "pytest", *LATE])
 
 
 class Script:

@@ -12,33 +12,29 @@ import pytest
 
 from examples import ROOT, Script
 
-SLOW = {"torch", "ot", "matplotlib.pyplot"}
-
-
-@pytest.mark.parametrize(
-    "modules, needed", [("screens, evaluate, toy_data", set()), ("train, sample", {"torch"})]
-)
-def test_only_what_makes_tensors_loads_torch_and_nothing_loads_what_draws(modules, needed):
-    """Nor POT, which takes as long: so --help and a refusal come soon."""
-    code = f"import sys, {modules}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert set(loaded.stdout.split()) & SLOW == needed
-
-
-RESTORED = """
-import sys, torch, departures
-settings = departures.ImprovedSettings(width=2)
-with torch.device("meta"):
-    departures.model_class(settings)(settings, ["A", "B"], ["A"], ["K562"])
-print("torch._dynamo" in sys.modules)
+SLOW = {"torch", "torch._dynamo", "ot", "matplotlib.pyplot", "scipy.stats"}
+SHAPES = """
+settings = train.ImprovedSettings(width=2)
+with train.torch.device("meta"):  # as in sample.restore_model
+    train.model_class(settings)(settings, ["A", "B"], ["A"], ["K562"])
 """
 
 
-def test_the_shapes_of_a_model_are_known_without_torchs_compiler():
-    """Arithmetic on the meta device would load it, in each call of sample.py, for a second."""
-    command = [sys.executable, "-c", RESTORED]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert printed == "False\n"
+@pytest.mark.parametrize(
+    "script, loads",
+    [
+        ("import screens, toy_data", set()),
+        ("import evaluate", {"scipy.stats"}),
+        ("import train, sample" + SHAPES, {"torch"}),
+    ],
+    ids=["screens", "evaluate", "train"],
+)
+def test_what_takes_a_second_to_load_is_loaded_where_it_is_needed(script, loads):
+    """torch for tensors (and not its compiler for their shapes), POT for plans, what draws to draw."""
+    code = f"{script}\nimport sys\nprint(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(printed.split()) & SLOW == loads
 
 
 def hear_ctrl_c():
