@@ -30,7 +30,7 @@ with train.torch.device("meta"):  # as in sample.restore_model
     ids=["screens", "evaluate", "train"],
 )
 def test_what_takes_a_second_to_load_is_loaded_where_it_is_needed(script, loads):
-    """torch for tensors (and not its compiler for their shapes), POT for plans, what draws to draw."""
+    """torch for tensors, not its compiler for their shapes; POT for plans; what draws to draw."""
     code = f"{script}\nimport sys\nprint(*sys.modules)"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
