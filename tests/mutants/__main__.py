@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the two processes; before NumPy
+
 import anndata  # noqa: F401  (these are imported once, before the processes fork)
 import hypothesis
 import matplotlib  # noqa: F401
