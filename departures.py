@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import ot
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -182,6 +181,8 @@ def coupling(C, method="entropic", epsilon=1.0, iterations=1000, tolerance=1e-4)
     columns = C.new_full((m,), 1 / m)
     if method == "random":
         return rows[:, None] * columns
+    import ot  # here, for it takes as long to load as torch
+
     if method == "exact":
         arrays = [v.double().cpu().numpy() for v in (rows, columns, C)]
         return torch.as_tensor(ot.emd(*arrays, numItermax=10_000_000)).to(C)
@@ -358,7 +359,7 @@ class Network(nn.Module):
 
     def __init__(self, n_inputs, n_context, width, n_outputs):
         super().__init__()
-        frequency = 2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])
+        frequency = torch.tensor([2 * math.pi * n for n in (0.5, 1.0, 2.0, 4.0)])
         self.register_buffer("frequency", frequency, persistent=False)
         self.state = nn.Linear(n_inputs, width)
         self.context = nn.Linear(n_context + 9, width)
@@ -862,7 +863,17 @@ class ShiftEncoder(nn.Module):
         return self.fitted[same.int().argmax(1)]
 
     def expect(self, conditions, model):
-        """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N)."""
+        """The prior mean of the conditions and what the fitted ones add to it: (C, 2, N).
+
+        Raises ValueError for a cell type that was never described.
+        """
+        told = model.control_log_odds.any(1) | model.control_level.any(1)
+        untold = conditions.cell_type[~told[conditions.cell_type]]
+        if len(untold):
+            name = model.cell_types[untold[0]]
+            raise ValueError(
+                f"nothing is known of cell type {name!r}; tell the model by `describe_cell_type`"
+            )
         same_type, kernels = self.relations(conditions, model)
         # The controls' own chance is corrected by the other conditions, where they are the same.
         same_type = same_type * self.fitted_controls(conditions, model)
@@ -1142,7 +1153,9 @@ class Shifted(Departures):
         self.register_buffer("gene_scale", torch.ones(n_genes))  # sd within a group
         self.register_buffer("level_scale", torch.ones(n_genes))  # sd of the level if expressed
         self.register_buffer("usual_fraction", torch.full((n_genes,), 0.5))  # of all training cells
-        self.register_buffer("direction", -torch.ones(n_types))  # knocked down; 1: activated
+        self.register_buffer(
+            "direction", torch.full((n_types,), -1.0)
+        )  # knocked down; 1: activated
         self.encoder = ShiftEncoder(
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,

@@ -17,6 +17,9 @@ all, the 20 and 40 of the largest Welch |t| of measured cells against controls, 
 fifth of the cells switch.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import json
 import os
@@ -36,7 +39,7 @@ from tqdm import tqdm
 import screens
 from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
 from report.cheats import SAID, make_cheat_tables
-from report.genes import all_tables
+from report.genes import all_tables, genes_path
 from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
     activation_pcc,
     centroid_accuracy,
@@ -61,15 +64,12 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
     welch_t,
     wmse,
 )
-from report.page import write_page
-from report.scores import draw_scores
 from report.tables import as_markdown, as_text, make_tables, paper_of
-from report.trust import draw_expected_error, read_trust
+from report.trust import read_trust
 from rivals import RIVALS, TRAINED, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from sample import default_settings, genes_path, read_checkpoint, restore_model
 from screens import CONTROL, InputError, mean_of
 
 SPLITS = 5  # how often the measured cells are halved
@@ -772,6 +772,8 @@ def evaluate_run(
     figures = f"{out}/figures{suffix}"
     os.makedirs(figures, exist_ok=True)
     write_scores(out, suffix, screen, rows, summary, tables, squared, costs)
+    from report.scores import draw_scores  # it takes a while to load
+
     draw_scores(figures, screen, rows, summary, cells)
     if run and not squared:
         draw_expected(figures, run, predicted, rows)
@@ -816,6 +818,9 @@ def write_report(path, screen, predicted, run, about, command, **scored):
     """
     title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    from report.page import write_page  # what draws, and torch for the settings
+    from sample import default_settings
+
     sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
     print(textwrap.fill(" ".join(sentences), 100))
     print(f"report: {path}")
@@ -838,6 +843,9 @@ def draw_expected(figures, run, predicted, rows):
     table = read_trust(predicted)
     if table is not None and "expected" in table and table["expected"].notna().any():
         actual = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+        from report.trust import draw_expected_error
+        from sample import read_checkpoint
+
         left_out = read_checkpoint(run)["left_out"]
         rho = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
         print(
@@ -876,6 +884,8 @@ def train_rivals(names, run, screen, seed, device):
 
 def costs_of_model(run):
     """The seconds of a run's epochs, and how many parameters its model has."""
+    from sample import read_checkpoint, restore_model  # torch, which nothing else here needs
+
     model = restore_model(read_checkpoint(run), "cpu")
     return {
         "seconds": float(pd.read_csv(f"{run}/log.csv")["seconds"].sum()),
@@ -1165,7 +1175,8 @@ def rivals_named(options):
 def main():
     """Score what the command line names."""
     args = read_arguments()
-    screens.check_device(args.device)
+    if args.rivals:
+        screens.check_device(args.device)
     if args.cheats:
         score_cheats(args.run[0], args.out, args.seed)
         return

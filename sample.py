@@ -9,6 +9,9 @@ numbers come from the seed and the condition, so the same run, seed and device g
 whatever else is sampled.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import json
 import math
@@ -36,8 +39,7 @@ from departures import (
     sample,
 )
 from report import trust
-from report.genes import all_tables, in_words
-from report.paths import draw_paths
+from report.genes import all_tables, genes_path, in_words
 from screens import CONTROL, InputError, did_you_mean
 
 FORMAT = 10  # of the checkpoint; raise it when that changes
@@ -404,6 +406,8 @@ def trace_paths(path, model, screen, perturbation, cell_type, values, seed, devi
     switched[genes] = -1
     genes.append(switched.argmax())
     condition = f"{perturbation}@{cell_type}"
+    from report.paths import draw_paths  # it takes a while to load
+
     draw_paths(path, x[..., genes], d[..., genes], screen.genes[genes], condition)
 
 
@@ -483,11 +487,6 @@ def write_predicted(path, screen, parts, kind, about, with_controls, trusted):
     trust.write_trust(path, trusted)
     screens.save(genes_path(path), table.to_csv(index=False, float_format="%.6g").encode())
     return table
-
-
-def genes_path(path):
-    """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
-    return f"{os.path.splitext(path)[0]}_genes.csv"
 
 
 def dose_of(perturbation):

@@ -6,12 +6,15 @@
 The truth stands beside the counts. What can be done with the toys is in course/.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 
 import anndata
 import numpy as np
 import pandas as pd
-from scipy import integrate, linalg, sparse, stats
+from scipy import integrate, linalg, sparse
 from scipy.spatial.distance import pdist
 
 import screens
@@ -274,6 +277,8 @@ def minibatch_covariance(n):
     mean_k E[x_(k)]^2, for the best pairing sorts. It is 1 for n = infinity but 1/pi for n = 2:
     small batches bias the plan.
     """
+    from scipy import stats  # it takes as long to load as all else here
+
     z = np.linspace(-9, 9, 6001)[:, None]
     k = np.arange(1, n + 1)
     density = stats.norm.pdf(z) * stats.beta.pdf(stats.norm.cdf(z), k, n - k + 1)  # k-th smallest

@@ -14,6 +14,9 @@ the worst of them; plan_information is their mean distance from uniform, 0 to 1;
 epoch's time.
 """
 
+if __name__ == "__main__":
+    import report.loading  # noqa: F401  (what follows takes a while)
+
 import argparse
 import atexit
 import io
@@ -33,10 +36,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import evaluate
 import sample
 import screens
-import toy_data
 from departures import (
     ActiveValues,
     ImprovedSettings,
@@ -53,8 +54,7 @@ from departures import (
     structural_effects,
 )
 from report import trust
-from report.training import draw_loss
-from report.trust import read_trust
+from report.forecast import Forecast, after_training
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -371,10 +371,11 @@ def count_steps(screen, groups, settings):
     return math.ceil(pairs / settings.batch)
 
 
-def train(model, screen, settings, out, state, device, save):
+def train(model, screen, settings, out, state, device, save, before=0.0):
     """Train from state["epoch"] to the end; save(state) after every epoch.
 
-    Every epoch has its own seed, so a run that was resumed is the same run.
+    Every epoch has its own seed, so a run that was resumed is the same run. before: seconds that
+    were spent on fits, for the forecast.
     """
     groups = list(screen.training_groups())
     data = TrainingData(model, screen, groups, device)
@@ -386,7 +387,9 @@ def train(model, screen, settings, out, state, device, save):
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     if state["log"] and RANK == 0:
         write_log(out, state["log"])  # it may have been killed after a checkpoint, before its log
-    progress = tqdm(
+    held_out = [len(screen.groups[key]) for key in screen.held_out]
+    progress = Forecast(
+        before, epochs - state["epoch"], steps, partial(after_training, settings, held_out),
         total=epochs * steps, initial=state["epoch"] * steps, desc="training", unit="step",
         mininterval=0.5, disable=RANK > 0,
     )  # fmt: skip
@@ -456,6 +459,7 @@ def train_epoch(data, optimiser, epoch, progress):
     pairs = draw_pairs(data.screen, data.cells, data.groups, settings, host.generator, data.device)
     order = torch.randperm(len(pairs.end), generator=host.generator).numpy()
     batches = np.array_split(order, math.ceil(len(order) / settings.batch))
+    progress.update(0)  # from here on it sees steps
     losses = torch.zeros(2, device=data.device)
     data.model.train()
     for batch in batches:
@@ -500,6 +504,8 @@ def write_log(out, log):
     """Write log.csv and loss.png."""
     screens.save(f"{out}/log.csv", pd.DataFrame(log, columns=LOG).to_csv(index=False).encode())
     epoch, endpoint, activation = np.array(log)[:, :3].T
+    from report.training import draw_loss  # it takes a while to load
+
     draw_loss(f"{out}/loss.png", epoch, endpoint, activation)
 
 
@@ -755,6 +761,7 @@ class Run(NamedTuple):
     screen: screens.Screen
     model: torch.nn.Module
     state: dict  # epoch, epochs, optimiser, log, groups, library, left_out
+    fits: float = 0.0  # seconds
 
 
 def free_folder(args):
@@ -792,7 +799,9 @@ def new_run(args, device):
     if not args.data:
         simulate(path, settings.seed)
     screen = screens.prepare(**reading)
+    started = time.time()
     model = build(screen, settings, device, args.also)
+    fits = time.time() - started
     sample.check_predictable(model, screen, screen.held_out)  # before hours of training, not after
     os.makedirs(out, exist_ok=True)
     state = {
@@ -805,13 +814,15 @@ def new_run(args, device):
         "left_out": leave_out(model, screen),
     }
     write_checkpoint(out, model, settings, reading, state)
-    return Run(out, reading, settings, screen, model, state)
+    return Run(out, reading, settings, screen, model, state, fits)
 
 
 def simulate(path, seed):
     """Write a simulated screen where the run will look for it."""
     if os.path.exists(path):
         raise InputError(f"{path}: exists already; name it with --data, or give another --out")
+    import toy_data  # SciPy, which takes a while to load
+
     print(f"no --data: simulating a screen into {path}")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     screens.write_h5ad(toy_data.simulate_screen(seed=seed), path)
@@ -845,11 +856,13 @@ def resume(out, args, device):
 
 def train_sample_and_score(run, device, verbose=False):
     """From an untrained or half-trained run to its report; verbose: print the tables too."""
+    import evaluate  # SciPy's statistics, which take a while to load
+
     parameters = sum(p.numel() for p in run.model.parameters())
     print(*screens.describe(run.screen), sep="\n")
     print(f"model: {parameters:,} parameters; run: {run.out}")
     save = partial(write_checkpoint, run.out, run.model, run.settings, run.reading)
-    train(run.model, run.screen, run.settings, run.out, run.state, device, save)
+    train(run.model, run.screen, run.settings, run.out, run.state, device, save, run.fits)
     if RANK:
         return
     predicted = sample.sample_run(run.out, device, screen=run.screen)
@@ -859,7 +872,7 @@ def train_sample_and_score(run, device, verbose=False):
         about = evaluate.origin_of(predicted)
         again = f"python sample.py {run.out}"
         page = f"{run.out}/report.html"
-        tables = {"genes": evaluate.genes_beside(predicted), "trust": read_trust(predicted)}
+        tables = {"genes": evaluate.genes_beside(predicted), "trust": trust.read_trust(predicted)}
         evaluate.write_report(page, run.screen, predicted, run.out, about, again, **tables)
 
 

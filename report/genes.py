@@ -4,6 +4,8 @@ Order and numbers are those of Scanpy's `rank_genes_groups(method="t-test")` on 
 Axes: n cells, N genes.
 """
 
+import os
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -101,3 +103,8 @@ def in_words(table, n=4):
         down = sure["gene"][sure["score"] < 0][::-1][:n]
         lines.append(f"{condition}: up {', '.join(up) or 'none'}; down {', '.join(down) or 'none'}")
     return lines
+
+
+def genes_path(path):
+    """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
+    return f"{os.path.splitext(path)[0]}_genes.csv"

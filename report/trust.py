@@ -7,16 +7,13 @@ of all genes, computed from means as if cells varied alike around them (`as_e_di
 
 import os
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import lsq_linear
 
 import screens
 from report.metrics import squared_distances
-from report.style import CONTROLS, DASHED, PREDICTED, finish
 from screens import CONTROL, targets_of
 
 RANGE = (0.1, 0.9)  # quantiles of error / expected error over left-out conditions
@@ -370,6 +367,11 @@ def draw_expected_error(path, table, actual, left_out):
     table: see `trust_table`; actual: {condition: E-distance}; left_out: training conditions that
     were left out, rows as LEFT_OUT, in grey.
     """
+    import matplotlib.pyplot as plt  # these take a while to load
+    from scipy import stats
+
+    from report.style import CONTROLS, DASHED, PREDICTED, finish
+
     known = left_out_table(left_out)
     expected = expected_errors(known, left_out)[:, 0]
     held_out = table[table["condition"].isin(actual) & table["expected"].notna()]

@@ -10,7 +10,7 @@
     statistics.py    means, fractions, covariances, effects of knock-downs
     drugs.py         structures of drugs
     networks.py      a user's gene network
-    tensors.py       rows of a screen as tensors; the only file that needs torch
+    tensors.py       rows of a screen as tensors; all that needs torch
     limits.py        what numbers may be, and what form plain values must have
     command_line.py  errors in one line, and a clean stop, for all scripts
 

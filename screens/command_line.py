@@ -48,6 +48,7 @@ def run_script(main):
         # A shell ignores Ctrl-C for what runs in its background, and so do we.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+    sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also in a file
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
         check_text(sys.argv)

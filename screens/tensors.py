@@ -1,12 +1,13 @@
 """From a screen's sparse rows to tensors on a device.
 
+torch takes a second to load, so it is loaded by the first tensor: reading a file makes none.
+
 Axes: C cells, N genes, B cells in a batch.
 """
 
 import math
 
 import numpy as np
-import torch
 
 from screens.command_line import InputError
 from screens.files import in_memory
@@ -17,6 +18,8 @@ from screens.labels import targets_of
 
 def check_device(device):
     """Raise an InputError if a device, such as "cuda", is not available here."""
+    import torch
+
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # every kind of device has an error of its own
@@ -31,6 +34,8 @@ def to_device(device, values, dtype=None):
 
     To a GPU it goes from page-locked memory: the host does not wait until it has arrived.
     """
+    import torch
+
     tensor = torch.as_tensor(values, dtype=dtype)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -48,6 +53,8 @@ class Cells:
     """
 
     def __init__(self, X, device):
+        import torch
+
         self.X = X
         self.device = torch.device(device)
         self.resident = False
@@ -58,6 +65,8 @@ class Cells:
 
     def settle(self):
         """Put X on the device, as the arrays of its CSR form."""
+        import torch
+
         self.resident = True
         self.lengths = np.diff(self.X.indptr)
         self.start = torch.from_numpy(self.X.indptr[:-1]).to(self.device)
@@ -68,6 +77,8 @@ class Cells:
     def __call__(self, rows):
         if not self.resident:
             return to_device(self.device, self.X[rows].toarray())
+        import torch
+
         total = int(self.lengths[rows].sum())  # on the host, so as not to wait for the device
         rows = to_device(self.device, rows)
         count = self.count[rows]

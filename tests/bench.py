@@ -3,6 +3,7 @@
     python tests/bench.py                     training step, optimiser, sampler, pairing, gene
                                               network, loading
     python tests/bench.py --genes 2000 --batch 64 512 --device cuda
+    python tests/bench.py --plan              minutes and memory of a run, for cells x genes
     python tests/bench.py --evaluation 350    the metrics on so many cells a side of 5,000 genes,
                                               and scoring 26 conditions of twice as many
     python tests/bench.py --disk 1000000      a file of so many cells, trained on from memory and
@@ -14,6 +15,7 @@ are untrained and cells random: the speed depends on neither. Axes: B cells of a
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -40,6 +42,7 @@ import screens  # noqa: E402
 import toy_data  # noqa: E402
 import train  # noqa: E402
 from examples import screen_with  # noqa: E402
+from report.forecast import after_training, in_words  # noqa: E402
 
 CONDITIONS = 41  # of the random screen, the controls among them
 NETWORK_STEPS = 800  # of the gene network's fit
@@ -222,7 +225,7 @@ def pairing_row(cells, method, size, device, step):
 
 
 def gene_network_row(n_genes, device, nodes=60):
-    """A row of a step of the gene network's fit."""
+    """A row of a step of the gene network's fit; returns the seconds of a fit."""
     S = torch.corrcoef(torch.randn(n_genes, 1000, device=device))
     knock = -torch.eye(nodes, device=device)
     shift = torch.zeros(nodes, n_genes, device=device)
@@ -234,6 +237,7 @@ def gene_network_row(n_genes, device, nodes=60):
     limit = seconds(partial(torch.mm, S, loadings), device)
     note = f"one product; the fit takes {NETWORK_STEPS} steps, {NETWORK_STEPS * took:.0f} s"
     row(f"gene network's step, {nodes} nodes", took, limit, note)
+    return NETWORK_STEPS * took
 
 
 def large_screen(path, n_cells, n_genes, drugs=20, density=0.05):
@@ -285,6 +289,43 @@ def table(genes, batches, device):
         pairing_row(cells, "exact", 512, device, per_pair[0])
         gene_network_row(n_genes, device)
     loading_row()
+
+
+# ---- Planning ------------------------------------------------------------------------------------
+
+CELLS = (5_000, 20_000, 100_000)
+HELD_OUT = 0.3  # share of the cells, in conditions of CONDITION cells
+CONDITION = 200
+
+
+def plan(genes, batch, device):
+    """Print a table of cells x genes: how long a run takes, and how much memory.
+
+    In parentheses the gene network of 60 targets, training, and sampling and scoring: by the speed
+    of a step, measured here, and by how many there are; the last as in the forecast of train.py.
+    Reading the file, the expected shifts and figures are left out. Memory is counted by
+    docs/performance.md, with a tenth of the values expressed.
+    """
+    print(f"{device}, {torch.get_num_threads()} threads")
+    settings = departures.ImprovedSettings(batch=batch)
+    lines = [["genes", *[f"{n:,} cells" for n in CELLS]], ["---"] * (1 + len(CELLS))]
+    for n_genes in genes:
+        screen = random_screen(n_genes)
+        training = TrainingStep(screen, batch, device)
+        step = seconds(training, device, 20)
+        row(f"training step, {n_genes:,} genes, batch {batch}", f"{step * 1e3:.1f} ms")
+        network = 6 * gene_network_row(n_genes, device)
+        lines.append([f"{n_genes:,}"])
+        for n_cells in CELLS:
+            steps = math.ceil((1 - HELD_OUT) * n_cells / batch)
+            trained = max(5, math.ceil(1000 / steps)) * steps * step
+            conditions = round(HELD_OUT * n_cells / CONDITION)
+            after = after_training(settings, conditions * [CONDITION], step)
+            parts = [network, trained, after]
+            memory = 0.5e9 + 1.6 * n_cells * n_genes + 20 * n_genes**2
+            times = " + ".join(map(in_words, parts))
+            lines[-1].append(f"{in_words(sum(parts))} ({times}), {memory / 1e9:.1f} GB")
+    print(*("| " + " | ".join(line) + " |" for line in lines), sep="\n")
 
 
 # ---- Scoring, files bigger than memory -----------------------------------------------------------
@@ -373,10 +414,13 @@ def main():
     parser.add_argument("--genes", type=int, nargs="+", default=[1000, 2000, 5000])
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--evaluation", type=int, metavar="CELLS")
     parser.add_argument("--disk", type=int, metavar="CELLS")
     args = parser.parse_args()
-    if args.evaluation:
+    if args.plan:
+        plan(args.genes, args.batch[0], args.device)
+    elif args.evaluation:
         metric_rows(args.evaluation)
         scoring_row(2 * args.evaluation)
     elif args.disk:

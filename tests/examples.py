@@ -435,7 +435,9 @@ class Oracle(Departures):
 
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context("forkserver")  # a hundred processes, and torch is loaded once
-FORKS.set_forkserver_preload(["train", "pytest", "torch._dynamo"])  # the last one for AdamW
+DRAWING = ["report.scores", "report.paths", "report.training"]
+LATE = ["evaluate", "toy_data", "ot", "torch._dynamo", *DRAWING]  # loaded when they are needed
+FORKS.set_forkserver_preload(["train", "pytest", *LATE])
 
 
 class Script:
@@ -488,11 +490,9 @@ def run_as_script(folder, arguments, first, environment, names):
 
 def without_figures():
     """In the process of a Script: draw nothing, which takes longer than all else."""
-    report = [importlib.import_module(f"report.{name}") for name in ("training", "scores", "paths")]
-    scripts = [importlib.import_module(name) for name in ("evaluate", "sample")]
-    for module in [*report, *scripts]:
-        for name in ("draw_loss", "draw_scores", "draw_paths"):
-            setattr(module, name, nothing)
+    figures = {"training": "draw_loss", "scores": "draw_scores", "paths": "draw_paths"}
+    for module, name in figures.items():
+        setattr(importlib.import_module(f"report.{module}"), name, nothing)
 
 
 def without_scores():

@@ -8,6 +8,7 @@ import copy
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -64,10 +65,18 @@ def differences(stored, found):
     return problems
 
 
+@pytest.fixture(scope="module")
+def runs():
+    """The lessons, begun at once and run two at a time, each by a kernel of its own."""
+    pool = ThreadPoolExecutor(2)
+    yield {path: pool.submit(run, path) for path in LESSONS}
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_runs_and_its_stored_outputs_hold(path):
+def test_a_lesson_runs_and_its_stored_outputs_hold(path, runs):
     """Without an error or a warning. If a change was meant: python course/run_lessons.py."""
-    assert differences(nbformat.read(path, as_version=4), run(path)) == []
+    assert differences(nbformat.read(path, as_version=4), runs[path].result()) == []
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -949,6 +949,17 @@ def test_a_new_cell_type_is_known_by_its_own_controls():
     assert np.allclose(torch.sigmoid(model.control_log_odds[2]), mean, atol=1e-5)
 
 
+def test_a_model_that_was_told_nothing_of_its_cell_types_refuses():
+    """It would say NaN, for it cannot know how like they are. Told of one, it answers for that."""
+    own = ImprovedSettings(width=8, steps=2)
+    model = model_class(own)(own, [f"g{i}" for i in range(GENES)], ["g0"], ["a", "b"])
+    x0 = torch.ones(3, GENES)
+    with pytest.raises(ValueError, match="nothing is known of cell type 'a'; .*describe_cell_type"):
+        departures.sample(model, x0, x0, condition(0), departures.Noise(0))
+    describe(model, "a", 0)
+    assert departures.sample(model, x0, x0, condition(0), departures.Noise(0))[0].isfinite().all()
+
+
 def test_a_cell_type_can_be_described_again():
     """By other controls: its row is replaced."""
     model = model_of()

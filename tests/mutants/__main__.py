@@ -2,14 +2,15 @@
 
     python tests/mutants              every edit, two at a time: about an hour on two cores
     python tests/mutants sinkhorn     those whose file, text or reason holds this word
-    python tests/mutants maths --every 8      every eighth of the mathematics, as .ci/run does
+    python tests/mutants maths --every 16     every sixteenth of the mathematics, as .ci/run does
     python -m pytest && python tests/mutants --tested      without running the tests unedited first
+    python tests/mutants --right              edits that are right: other random numbers, same law
 
 The files beside this one hold the edits: MUTANTS, {test file: [(file, old text, new text, why it is
 wrong)]}. Each edit is made alone, in a scratch copy of the project, and the test file that it
 stands under runs there until one test fails: the edit is killed. This script fails when an edit
 survives, when its old text does not stand in the file exactly once, or when a test file fails
-without any edit (it would kill everything).
+without any edit (it would kill everything), and with --right, when it fails with one.
 """
 
 import argparse
@@ -24,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the two processes; before NumPy
 
 import anndata  # noqa: F401  (these are imported once, before the processes fork)
 import hypothesis
@@ -43,6 +46,7 @@ class Task(NamedTuple):
 
     tests: str
     edit: tuple | None
+    right: bool = False
 
     def said(self):
         """The task in words."""
@@ -54,14 +58,14 @@ class Task(NamedTuple):
 # ---- What is to be run ---------------------------------------------------------------------------
 
 
-def all_mutants():
-    """{test file: [(file, old text, new text, why)]} of all files beside this one."""
+def all_mutants(kind="MUTANTS"):
+    """{test file: [(file, old text, new text, why)]} of all files beside this one; or RIGHT."""
     mutants = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        for tests, edits in module.MUTANTS.items():
+        for tests, edits in getattr(module, kind, {}).items():
             mutants.setdefault(tests, []).extend(edits)
     return mutants
 
@@ -130,7 +134,7 @@ def run_task(task):
         verdict = f"BAD: not over in {MOST_SECONDS} s"
     elif code not in (0, 1):
         verdict = f"BAD: pytest ended with {code}"
-    elif task.edit is None:
+    elif task.edit is None or task.right:
         verdict = "FAILS" if code else "passes"
     else:
         verdict = "killed" if code else "SURVIVED"
@@ -146,6 +150,7 @@ def main():
     parser.add_argument("word", nargs="?", default="", help="of the edits' files, texts, reasons")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th edit")
     parser.add_argument("--tested", action="store_true", help="the tests pass without an edit")
+    parser.add_argument("--right", action="store_true", help="the edits that no test must notice")
     parser.add_argument("--verbose", action="store_true", help="a line for every edit")
     args = parser.parse_args()
     # To find a failure is enough: the smallest one is not looked for.
@@ -154,7 +159,11 @@ def main():
         "mutants", phases=phases, derandomize=True, database=None, deadline=None
     )
     hypothesis.settings.load_profile("mutants")
-    unedited, edits = tasks_of(all_mutants(), args.word, args.tested)
+    if args.right:
+        unedited, edits = tasks_of(all_mutants("RIGHT"), args.word, tested=True)
+        edits = [task._replace(right=True) for task in edits]
+    else:
+        unedited, edits = tasks_of(all_mutants(), args.word, args.tested)
     edits = edits[:: args.every]
     bad = 0
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
@@ -168,7 +177,7 @@ def main():
     if bad or not edits:
         print(f"{bad} of {len(edits)} edits did not end as they should")
         sys.exit(1)
-    print(f"{len(edits)} edits, all killed")
+    print(f"{len(edits)} edits, {'no test noticed one' if args.right else 'all killed'}")
 
 
 if __name__ == "__main__":

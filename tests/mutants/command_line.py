@@ -501,6 +501,39 @@ BAD_INPUT = [
     ),
 ]
 
+LOADING = [
+    (
+        "report/loading.py",
+        "os._exit(130)",
+        "raise KeyboardInterrupt",
+        "Ctrl-C during the imports is a traceback",
+    ),
+    (
+        "screens/command_line.py",
+        "sys.stdout.reconfigure(line_buffering=True)",
+        "sys.stdout.reconfigure(line_buffering=None)",
+        "in a file an error stands above what was printed before it",
+    ),
+    (
+        "screens/tensors.py",
+        "import numpy as np\n",
+        "import numpy as np\nimport torch\n",
+        "who reads a file waits for torch",
+    ),
+    (
+        "departures.py",
+        "torch.tensor([2 * math.pi * n for n in (0.5, 1.0, 2.0, 4.0)])",
+        "2 * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])",
+        "reading a checkpoint loads torch's compiler",
+    ),
+    (
+        "sample.py",
+        "import pandas as pd\n",
+        "import matplotlib.pyplot\nimport pandas as pd\n",
+        "who asks for --help waits for what draws",
+    ),
+]
+
 INTERRUPTION = [
     (
         "train.py",
@@ -804,5 +837,6 @@ MUTANTS = {
     "program/test_bad_input.py": BAD_INPUT,
     "program/test_fuzz.py": FUZZ,
     "program/test_interruption.py": INTERRUPTION,
+    "program/test_loading.py": LOADING,
     "program/test_processes.py": PROCESSES,
 }

@@ -440,14 +440,14 @@ MUTANTS = {
     "maths/test_part_one.py": [
         (
             "departures.py",
-            "import ot\nimport torch\n",
-            "import numpy as np\nimport ot\nimport torch\n",
+            "import torch\nimport torch.nn",
+            "import numpy as np\nimport torch\nimport torch.nn",
             "Part I imports more than it needs",
         ),
         (
             "departures.py",
-            "import ot\nimport torch\n",
-            "import ot\nimport screens\nimport torch\n",
+            "import torch\nimport torch.nn",
+            "import screens\nimport torch\nimport torch.nn",
             "Part I needs another of our files",
         ),
         (

@@ -261,7 +261,27 @@ MUTANTS = {
             "an unseen target's effects are from no fit of all the evidence",
         ),
     ],
+    "program/test_hand_run.py": [
+        (
+            "docs/method.md",
+            "t = noise.uniform(x0[:, :1])  # a time for each pair\n",
+            "t = noise.uniform(x0[:1, :1])  # a time for each pair\n",
+            "the step by hand is not the program's",
+        ),
+    ],
     "maths/test_encoder.py": [
+        (
+            "departures.py",
+            "        if len(untold):\n",
+            "        if len(untold) > 1:\n",
+            "of a cell type that was never described it says NaN",
+        ),
+        (
+            "departures.py",
+            "untold = conditions.cell_type[~told[conditions.cell_type]]",
+            "untold = torch.nonzero(~told)[:, 0]",
+            "it refuses for a type that nobody asks for",
+        ),
         (
             "departures.py",
             "agreement = direction[conditions.cell_type][:, None] * direction[others.cell_type]",

@@ -369,6 +369,38 @@ MUTANTS = {
             "each process goes down its own gradient",
         ),
     ],
+    "program/test_forecast.py": [
+        (
+            "report/forecast.py",
+            "watched = self.times[min(FIRST, self.steps - 1) :]",
+            "watched = self.times",
+            "the first steps, in which buffers are made, count as the others",
+        ),
+        (
+            "report/forecast.py",
+            "epoch = self.times[0] - self.begun + self.steps * step",
+            "epoch = self.steps * step",
+            "the pairing is forgotten",
+        ),
+        (
+            "report/forecast.py",
+            "max(n, 256) if settings.anchor else n for n in cells",
+            "n for n in cells",
+            "an anchored condition is sampled with 256 cells or more",
+        ),
+        (
+            "report/forecast.py",
+            "compared = sum(n**2 for n in cells)",
+            "compared = sum(cells) ** 2",
+            "cells of other conditions are not compared",
+        ),
+        (
+            "train.py",
+            'before, epochs - state["epoch"], steps, partial(after_training, settings, held_out),',
+            "before, epochs, steps, lambda step: 0.0,",
+            "sampling and scoring are forgotten",
+        ),
+    ],
     "program/test_ablation.py": [
         (
             "report/ablation.py",

@@ -13,6 +13,7 @@ import torch
 import screens
 import train
 from departures import Conditions, ImprovedSettings, Noise, model_class, sample
+from examples import Script
 from report import ablation
 from report.tables import ablation_table
 from toy_data import simulate_screen
@@ -258,6 +259,12 @@ def test_the_table_has_means_and_deviations_over_seeds():
 # ---- All of it -----------------------------------------------------------------------------------
 
 
+def in_a_fork(command, **pipes):
+    """Run a command of Python as subprocess.run does, in a fork that has torch already."""
+    code, _, errors = Script(os.getcwd(), *command[1:]).ended()
+    return SimpleNamespace(returncode=code, stderr=errors)
+
+
 @pytest.fixture(scope="module")
 def ablated(tmp_path_factory):
     """The folder of an ablation that was really run, of two variants with one seed."""
@@ -266,6 +273,7 @@ def ablated(tmp_path_factory):
     simulate_screen(30, 4, 500, seed=0).write_h5ad("s.h5ad")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "ABLATIONS", TWO)
+        patch.setattr(subprocess, "run", in_a_fork)
         patch.setattr("sys.argv", ["train.py", "--ablate", "1", *GIVEN, "--seed", "4"])
         train.main()
     yield "runs/ablation-s"

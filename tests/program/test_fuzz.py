@@ -41,7 +41,7 @@ def answer(*arguments):
     try:
         with (
             contextlib.redirect_stderr(errors),
-            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())),
             warnings.catch_warnings(),
         ):
             screens.run_script(SCRIPTS[arguments[0]])
@@ -68,8 +68,8 @@ def folder(tmp_path_factory):
     os.chdir(folder)
     toy_data.simulate_screen(20, 4, 200, seed=3).write_h5ad("tiny.h5ad")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_loss", nothing)
-        patch.setattr(sample, "draw_paths", nothing)
+        patch.setattr("report.training.draw_loss", nothing)
+        patch.setattr("report.paths.draw_paths", nothing)
         patch.setattr(evaluate, "evaluate_run", nothing)
         command = f"train.py --data tiny.h5ad --out run {TINY}"
         assert answer(*shlex.split(command))[0] == 0

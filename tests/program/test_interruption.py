@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 class NoProgress:
     """What train_epoch tells how far it is."""
 
-    def update(self):
+    def update(self, n=1):
         """Do nothing."""
 
 

@@ -125,7 +125,7 @@ def test_the_pairs_of_an_epoch_are_those_of_one_process(data, monkeypatch):
 class NoProgress:
     """What train_epoch tells how far it is."""
 
-    def update(self):
+    def update(self, n=1):
         """Do nothing."""
 
 

@@ -183,7 +183,7 @@ def trained_once(tmp_path_factory):
 def run(trained_once, tmp_path, monkeypatch):
     """A run, scored without figures, whose rivals/ is empty."""
     shutil.copytree(trained_once, tmp_path / "run")
-    monkeypatch.setattr(evaluate, "draw_scores", lambda *arguments: None)
+    monkeypatch.setattr("report.scores.draw_scores", lambda *arguments: None)
     monkeypatch.setattr(evaluate, "SPLITS", 1)
     return tmp_path / "run"
 
