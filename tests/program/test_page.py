@@ -491,7 +491,7 @@ def test_every_text_stands_out_from_every_background(mode):
 def theirs(tmp_path, monkeypatch):
     """A screen, truth.h5ad, and another model's cells of two conditions, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "draw_scores", lambda *arguments: None)
+    monkeypatch.setattr("report.scores.draw_scores", lambda *arguments: None)
     monkeypatch.setattr(evaluate, "SPLITS", 1)
     screen = simulate_screen(20, 4, 200, seed=3)
     screen.write_h5ad("truth.h5ad")

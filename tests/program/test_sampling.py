@@ -377,7 +377,7 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
     screen, model, _ = restored(genes)
     model.settings.anchor = anchor
     cells = screens.Cells(screen.X, "cpu")
-    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, 0, "cpu")
+    made = sample.predict(model, screen, cells, "KLF1", "A549", 5, None, 0, "cpu")
     assert [len(x0) for x0, _ in recorder.starts] == [simulated]
     assert [part.shape[0] for part in made] == [5, 5, 5]
 
@@ -711,8 +711,8 @@ def test_the_snippets_for_other_tools_run(genes, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs/simulated").mkdir(parents=True)
     shutil.copy(f"{genes}/model.pt", tmp_path / "runs/simulated")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "draw_scores", lambda *arguments, **options: None)
-    monkeypatch.setattr(sample, "draw_paths", lambda *arguments: None)
+    monkeypatch.setattr("report.scores.draw_scores", lambda *arguments, **options: None)
+    monkeypatch.setattr("report.paths.draw_paths", lambda *arguments: None)
     sample.sample_run("runs/simulated")  # as train.py does
     ran = []
     names = {}
@@ -770,7 +770,7 @@ def test_the_paths_are_drawn_of_the_genes_that_rise_fall_and_switch_most(genes, 
     X[:, 6] += 4
     X[:, 8] = 0
     other = screen_with(X, screen.perturbation, screen.cell_type, screen.genes)
-    sample.trace_paths("paths.png", model, other, "KLF1", "A549", 0, "cpu", cells=8)
+    sample.trace_paths("paths.png", model, other, "KLF1", "A549", None, 0, "cpu", cells=8)
     ((path, x, d, names, condition),) = drawn
     assert names.tolist() == [SYMBOLS[i] for i in (2, 6, 8)]
     assert x.shape == d.shape == (3, 8, 3)

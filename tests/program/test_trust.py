@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import evaluate
 import sample
 import train
 from report import trust
@@ -119,9 +118,9 @@ def run(tmp_path_factory):
         patch.setattr(
             "sys.argv", ["train.py", "--data", "screen.h5ad", "--out", "run", *TINY.split()]
         )
-        patch.setattr(train, "draw_loss", lambda *_: None)
-        patch.setattr(sample, "draw_paths", lambda *_: None)
-        patch.setattr(evaluate, "draw_scores", lambda *_: None)
+        patch.setattr("report.training.draw_loss", lambda *_: None)
+        patch.setattr("report.paths.draw_paths", lambda *_: None)
+        patch.setattr("report.scores.draw_scores", lambda *_: None)
         train.main()
         yield folder / "run"
     os.chdir(before)
