@@ -170,6 +170,9 @@ def check_tensors(model, content):
     for name, end in ends.items():
         if name in tensors and not ((tensors[name] >= -1) & (tensors[name] < end)).all():
             raise ValueError("a number of what there is not")
+    for name in ("encoder.variance", "encoder.squared_amplitudes"):
+        if name in tensors and (tensors[name] < 0).any():
+            raise ValueError("a variance below 0")
 
 
 def run_screen(content, path, columns):

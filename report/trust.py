@@ -18,6 +18,7 @@ from screens import CONTROL, targets_of
 
 RANGE = (0.1, 0.9)  # quantiles of error / expected error over left-out conditions
 FEWEST = 4  # left-out conditions that an expected error needs
+FARTHEST = 1e9  # no E-distance of log1p values comes near
 SEEN = ("seen here", "seen elsewhere", "unseen")  # of all targets, from known to new
 # The form of a row on a training condition that was left out (`left_out_table` has the names): the
 # condition, its targets (of SEEN), whether its cell type was seen perturbed; and as E-distances the
@@ -188,10 +189,10 @@ def left_out_table(left_out):
 
 
 def is_left_out(value):
-    """Whether a checkpoint's part is rows as LEFT_OUT, of finite numbers."""
+    """Whether a checkpoint's part is rows as LEFT_OUT, of distances that there can be."""
     if not screens.has_form(value, [LEFT_OUT]):
         return False
-    return all(np.isfinite(row[3:]).all() and min(row[3:]) >= 0 for row in value)
+    return all(row[1] in SEEN and all(0 <= far <= FARTHEST for far in row[3:]) for row in value)
 
 
 # ---- The table -----------------------------------------------------------------------------------
