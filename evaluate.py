@@ -39,7 +39,7 @@ from tqdm import tqdm
 import screens
 from report.calibration import dynamic_range, full_depth, interpolated_duplicate, permutation_p
 from report.cheats import SAID, make_cheat_tables
-from report.genes import all_tables, genes_path
+from report.genes import all_tables, read_genes
 from report.metrics import (  # noqa: F401 (lessons and tests take all metrics from here)
     activation_pcc,
     centroid_accuracy,
@@ -694,15 +694,28 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
     screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
 
 
+SCORED = {  # the form of a metrics.json (`screens.has_form`)
+    "source": str,
+    "squared": bool,
+    "costs": {str: {"seconds": float | int, "parameters": float | int}},
+    "conditions": [
+        {"condition": str, "scores": {str: {str: {str: float | int}}}, str: object},
+    ],
+    str: object,
+}
+
+
 def read_scores(run, suffix):
     """Source, squared, {condition: row} and costs of a metrics.json; NaN where it has null."""
     path = f"{run}/metrics{suffix}.json"
     try:
         with open(path) as file:
             content = json.load(file, object_hook=null_to_nan)
-        rows = {row["condition"]: row for row in content["conditions"]}
+        if not screens.has_form(content, SCORED):
+            raise ValueError("not as write_scores has it")
+        rows = {row["condition"]: row for row in content["conditions"] if row["scores"]}
         return content["source"], content["squared"], rows, content.get("costs", {})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(
             f"{path}: not readable; score each run first, with evaluate.py {run}"
         ) from error
@@ -757,12 +770,14 @@ def evaluate_run(
         screen = shared_genes(predicted, screens.read_screen(path, **columns or {}))
         cells = read_predicted(predicted, screen)
         hide_from_rivals(screen, cells)
+    trusted = read_trust(predicted) if run and not squared else None
+    genes = read_genes(predicted) if run else genes_of(screen, cells)
     suffix = "_training" if training else ""
     report = report or f"{out}/report{suffix}.html"
     screens.check_folder(f"{out}/metrics.json")  # before minutes of scoring, not after
-    screens.check_folder(report, screen.source, predicted)
+    screens.check_folder(report, screen.source, predicted, ending=".html")
     if truth:
-        screens.check_folder(truth, screen.source, predicted)
+        screens.check_folder(truth, screen.source, predicted, ending=".h5ad")
         write_truth(truth, screen, cells)
     trained, costs = train_rivals(rivals, run, screen, seed, device)
     rows = score(screen, cells, seed, squared, trained)
@@ -775,8 +790,8 @@ def evaluate_run(
     from report.scores import draw_scores  # it takes a while to load
 
     draw_scores(figures, screen, rows, summary, cells)
-    if run and not squared:
-        draw_expected(figures, run, predicted, rows)
+    if trusted is not None:
+        draw_expected(figures, run, trusted, rows)
     if verbose:
         print(as_text(tables, squared))
     write_report(
@@ -790,8 +805,8 @@ def evaluate_run(
         summary=summary,
         tables=tables,
         figures=figures,
-        genes=genes_beside(predicted) if run else genes_of(screen, cells),
-        trust=read_trust(predicted) if run and not squared else None,
+        genes=genes,
+        trust=trusted,
         training=training,
         squared=squared,
     )
@@ -802,12 +817,6 @@ def evaluate_run(
 def genes_of(screen, cells):
     """The table of genes of predicted cells {(perturbation, cell type): cells (n, N) CSR}."""
     return all_tables(screen, [(*key, of_key) for key, of_key in cells.items()])
-
-
-def genes_beside(predicted):
-    """The table of genes that sample.py wrote beside predicted cells, or None."""
-    path = genes_path(predicted)
-    return pd.read_csv(path) if os.path.exists(path) else None
 
 
 def write_report(path, screen, predicted, run, about, command, **scored):
@@ -831,6 +840,8 @@ def origin_of(predicted):
     about = screens.open_h5ad(predicted).uns["departures"]
     try:
         parts = {name: json.loads(about[name]) for name in ("settings", "reading")}
+        if not screens.has_form(parts["settings"], {str: float | int | str | bool | None}):
+            raise TypeError("settings are plain values by name")
         return {**about, **parts, "run": str(about["run"]), "seed": int(about["seed"])}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
@@ -838,10 +849,9 @@ def origin_of(predicted):
         ) from error
 
 
-def draw_expected(figures, run, predicted, rows):
+def draw_expected(figures, run, table, rows):
     """Draw the expected against the actual errors of a run, where its table says what to expect."""
-    table = read_trust(predicted)
-    if table is not None and "expected" in table and table["expected"].notna().any():
+    if "expected" in table and table["expected"].notna().any():
         actual = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
         from report.trust import draw_expected_error
         from sample import read_checkpoint
@@ -888,7 +898,7 @@ def costs_of_model(run):
 
     model = restore_model(read_checkpoint(run), "cpu")
     return {
-        "seconds": float(pd.read_csv(f"{run}/log.csv")["seconds"].sum()),
+        "seconds": float(screens.read_log(run)["seconds"].sum()),
         "parameters": sum(weights.numel() for weights in model.parameters()),
     }
 
@@ -1018,7 +1028,8 @@ def score_cheats(run, out=None, seed=0):
     screen = screen_of_run(predicted)
     cells = read_predicted(predicted, screen)
     check_held_out(screen, cells, predicted)
-    screens.check_folder(f"{folder}/cheats.md")
+    for name in ("cheats.md", "cheats.csv"):
+        screens.check_folder(f"{folder}/{name}")
     handed_in, fooled = cheating_cells(screen, cells, seed)
     table = standings(score(screen, cells, seed, trained=handed_in))
     exposed = {name: cheat.exposed for name, cheat in CHEATS.items()}
@@ -1150,14 +1161,15 @@ def check_arguments(args):
     either = bool(args.predicted or args.data)
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
-    if args.report and len(args.run) > 1:
-        raise InputError("--report is of one run: score each run by itself")
+    if (args.report or args.write_truth) and len(args.run) > 1:
+        raise InputError("--report and --write-truth are of one run: score each run by itself")
     if args.rivals and (len(args.run) != 1 or args.training):
         raise InputError(
             "--rivals are trained for the held-out conditions of a run: give one run, and not "
             "--training"
         )
-    if args.cheats and (len(args.run) != 1 or args.training or args.rivals or args.squared):
+    other = args.training or args.rivals or args.squared or args.report or args.write_truth
+    if args.cheats and (len(args.run) != 1 or other):
         raise InputError("--cheats takes one run, and of the other options --seed and --out")
     if args.squared and (not args.out or len(args.run) > 1):
         raise InputError("--squared scores one run, into a folder of its own: give --out")

@@ -535,7 +535,8 @@ def sample_run(
     named = bool(out)
     out = out or output_of(run, conditions, training)
     inputs = [f"{run}/model.pt", content["reading"]["path"], *([path] if path else [])]
-    for written in (out, genes_path(out), trust.path_of(out)):
+    screens.check_folder(out, *inputs, ending=".h5ad")
+    for written in (genes_path(out), trust.path_of(out)):
         screens.check_folder(written, *inputs)
     model = restore_model(content, device)
     seed = model.settings.seed if seed is None else seed

@@ -355,6 +355,7 @@ def main():
             "a screen has 100 cells or more, 20 genes, knock-downs of at most half of them or "
             "drugs by fours, a seed from 0; at most 10,000,000 cells, 100,000 genes, 1,000 drugs"
         )
+    screens.check_folder(args.out, ending=".h5ad")
     if args.drugs:
         adata = simulate_drug_screen(args.genes, args.drugs, args.cells or 20000, seed=args.seed)
     else:

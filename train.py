@@ -55,6 +55,7 @@ from departures import (
 )
 from report import trust
 from report.forecast import Forecast, after_training
+from report.genes import read_genes
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -872,7 +873,7 @@ def train_sample_and_score(run, device, verbose=False):
         about = evaluate.origin_of(predicted)
         again = f"python sample.py {run.out}"
         page = f"{run.out}/report.html"
-        tables = {"genes": evaluate.genes_beside(predicted), "trust": trust.read_trust(predicted)}
+        tables = {"genes": read_genes(predicted), "trust": trust.read_trust(predicted)}
         evaluate.write_report(page, run.screen, predicted, run.out, about, again, **tables)
 
 

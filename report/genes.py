@@ -105,6 +105,14 @@ def in_words(table, n=4):
     return lines
 
 
+def read_genes(predicted):
+    """The table of genes in an h5ad of predicted cells, or None. InputError for a damaged one."""
+    texts = ("condition", "gene")
+    form = {name: str if name in texts else float for name in ("condition", *COLUMNS)}
+    measured = {f"measured_{name}": float for name in MEASURED}
+    return screens.read_table(predicted, "predicted_genes", form | measured, form)
+
+
 def genes_path(path):
     """The path of the CSV of genes beside an h5ad: RUN/predicted_genes.csv of predicted.h5ad."""
     return f"{os.path.splitext(path)[0]}_genes.csv"

@@ -14,7 +14,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 import screens
@@ -183,7 +182,7 @@ def training_went(run):
     """Seconds and losses of a run, and their figure; nothing without a log."""
     if not run or not os.path.exists(f"{run}/log.csv"):
         return []
-    log = pd.read_csv(f"{run}/log.csv")
+    log = screens.read_log(run)
     first, last = log.iloc[0], log.iloc[-1]
     losses = (
         f"The loss of the expression bridge (Eq. 9) went from {first['endpoint_loss']:.3f} to "
@@ -193,7 +192,7 @@ def training_went(run):
     took = f"{counted(len(log), 'epoch')} in {log['seconds'].sum():,.0f} seconds. "
     parts = [tag("p", took + losses)]
     if log["unconverged"].any():
-        off = f"{log['unconverged'].sum():,} of {log['plans'].sum():,} transport plans"
+        off = f"{log['unconverged'].sum():,.0f} of {log['plans'].sum():,.0f} transport plans"
         said = f"Sinkhorn left {off} more than 1 % off their marginals."
         parts.append(tag("p", said, class_="warning"))
     alt = f"Two curves over the epochs. {losses}"

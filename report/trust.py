@@ -349,13 +349,19 @@ def write_trust(predicted, table):
 
 
 def read_trust(predicted):
-    """The table beside an h5ad of predicted cells, or None."""
-    path = path_of(predicted)
-    if not os.path.exists(path):
+    """The table in an h5ad of predicted cells, or None. InputError for a damaged one."""
+    numbers = ("cells", "shared_targets", "dose_ratio", "distance", *PARTS, "size", "sd", *EXPECTED)
+    kinds = dict.fromkeys(numbers, float) | dict.fromkeys(
+        ("cell_type_seen", "same_cell_type"), bool
+    )
+    novelty = {name: kinds.get(name, str) for name in NOVELTY}
+    mixed = {name: kinds.get(name, str) for name in ("rests_on", *PARTS, "size", "sd", *EXPECTED)}
+    table = screens.read_table(predicted, "trust", novelty | mixed | {"alike": str}, novelty)
+    if table is None:
         return None
-    table = pd.read_csv(path)
-    texts = [name for name in ("unseen", "alike") if name in table]
-    table[texts] = table[texts].fillna("").astype(str)
+    known = table["targets"].isin(["in training", *SEEN]).all()
+    if not known or np.isinf(table.select_dtypes(float)).any(axis=None):
+        raise screens.InputError(f"{predicted}: its table 'trust' is damaged; sample again")
     return table
 
 

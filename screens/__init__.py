@@ -19,7 +19,17 @@
 
 from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
 from screens.drugs import fingerprints, structures
-from screens.files import blocks, check_folder, in_memory, open_h5ad, save, stacked, write_h5ad
+from screens.files import (
+    blocks,
+    check_folder,
+    in_memory,
+    open_h5ad,
+    read_log,
+    read_table,
+    save,
+    stacked,
+    write_h5ad,
+)
 from screens.genes import choose_genes, describe_genes, seurat_dispersion, take_genes
 from screens.labels import CONTROL, did_you_mean, dose_ratios, is_control, targets_of, unlikeness
 from screens.limits import SEED, check_limits, flag, has_form, whole
@@ -95,7 +105,9 @@ __all__ = [
     "prepare",
     "public_name",
     "read_edges",
+    "read_log",
     "read_screen",
+    "read_table",
     "resolve",
     "run_script",
     "same_screen",

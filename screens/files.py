@@ -236,6 +236,39 @@ def read_csv(path, **options):
     return pd.read_csv(path, **options)
 
 
+def read_log(run):
+    """The table of a run's epochs, RUN/log.csv. InputError for what is none."""
+    path = f"{run}/log.csv"
+    columns = ("endpoint_loss", "activation_loss", "plans", "unconverged", "seconds")
+    try:
+        log = read_csv(path).astype(dict.fromkeys(columns, float))
+        if log.empty:
+            raise ValueError("no epochs")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: missing, or damaged; train.py --resume {run} writes it again"
+        ) from error
+    return log
+
+
+def read_table(path, name, *forms):
+    """A table in the uns of an h5ad: the columns of the first of some forms that it has all of.
+
+    A form is {column: type}. None without the table, InputError for a damaged one.
+    """
+    try:
+        with h5py.File(path) as file:
+            if name not in file.get("uns", ()):
+                return None
+            table = read_elem(file["uns"][name])
+        form = next(form for form in forms if form.keys() <= set(table))
+        return table[list(form)].astype(form)
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py and AnnData have no common error for a bad file
+        raise InputError(f"{path}: its table {name!r} is damaged; sample again") from error
+
+
 def save(path, content):
     """Write bytes to a path, all or nothing.
 
@@ -266,16 +299,21 @@ def write_h5ad(adata, path):
     save(path, memory.getbuffer())
 
 
-def check_folder(path, *inputs):
+def check_folder(path, *inputs, ending=""):
     """Refuse, before any work is done, to write where it is not possible or not wanted.
 
-    InputError if the path is a folder, is one of the inputs that are read from, or cannot be made.
+    InputError if the path is a folder or a device, is one of the inputs that are read from, has
+    another ending (so that a mistaken name replaces nothing else), or cannot be made.
     """
     problem = None
     if os.path.isdir(path):
         problem = "a folder"
     elif os.path.realpath(path) in [os.path.realpath(name) for name in inputs]:
         problem = "an input"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        problem = "no ordinary file"
+    elif not path.lower().endswith(ending):
+        problem = f"no name in {ending}"
     if problem:
         raise InputError(f"{path}: is {problem}; choose another name for what is written")
     made = []

@@ -399,8 +399,8 @@ BAD_INPUT = [
     ),
     (
         "sample.py",
-        "        screens.check_folder(written, *inputs)\n",
-        "        screens.check_folder(written)\n",
+        'screens.check_folder(out, *inputs, ending=".h5ad")',
+        'screens.check_folder(out, ending=".h5ad")',
         "the run or its file is overwritten",
     ),
     (
@@ -453,8 +453,8 @@ BAD_INPUT = [
     ),
     (
         "evaluate.py",
-        "screens.check_folder(truth, screen.source, predicted)",
-        "screens.check_folder(truth)",
+        'screens.check_folder(truth, screen.source, predicted, ending=".h5ad")',
+        'screens.check_folder(truth, ending=".h5ad")',
         "the measured cells are overwritten",
     ),
     (

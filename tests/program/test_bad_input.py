@@ -565,6 +565,7 @@ SAMPLING = [
         "renamed.h5ad",
         "is an input; choose another name",
     ),
+    Bad("sample.py run --out run/trust.csv", "run/trust.csv", "is no name in .h5ad"),
     Bad("sample.py run --device cuda:9", "--device cuda:9", "use --device cpu"),
     Bad("sample.py", "sample.py", "required: run"),
 ]
@@ -574,6 +575,9 @@ SCORING = [
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
     Bad("evaluate.py run run --report x.html", "--report", "score each run by itself"),
+    Bad("evaluate.py run --report run/model.pt", "run/model.pt", "is no name in .html"),
+    Bad("evaluate.py run --write-truth run/model.pt", "run/model.pt", "is no name in .h5ad"),
+    Bad("evaluate.py run --cheats --report x.html", "--cheats", "takes one run"),
     Bad("evaluate.py run --report run/predicted.h5ad", "run/predicted.h5ad", "is an input"),
     Bad("evaluate.py run --rivals nobody", "--rivals nobody", "there are all, scgen"),
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
@@ -628,6 +632,7 @@ SCORING = [
     ),
 ]
 SIMULATING = [
+    Bad("toy_data.py screen run/model.pt", "run/model.pt", "is no name in .h5ad"),
     Bad("toy_data.py screen new.h5ad --cells -5", "a screen has", "100 cells or more"),
     Bad("toy_data.py screen new.h5ad --drugs 6", "a screen has", "drugs by fours"),
     Bad("toy_data.py screen no/where.h5ad --cells 100", "no/where.h5ad", "cannot be written"),

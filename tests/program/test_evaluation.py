@@ -747,6 +747,30 @@ def test_a_run_that_was_not_scored_is_named(scored):
         evaluate.pool_runs([str(scored / "root"), "nowhere"])
 
 
+ROW = {"condition": "A@x", "scores": {"model": {"EMD": {"all": 1.0}}}}
+WHOLE = {"source": "x.h5ad", "squared": False, "costs": {}, "conditions": [ROW]}
+NO_SCORES = [  # what is no metrics.json
+    None,
+    [],
+    {**WHOLE, "conditions": ["A@x"]},
+    {**WHOLE, "conditions": [{"condition": "A@x"}]},
+    {**WHOLE, "conditions": [{**ROW, "condition": ["A"]}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {"model": {"EMD": {"all": "low"}}}}]},
+    {**WHOLE, "source": ["x.h5ad"]},
+    {**WHOLE, "costs": {"model": {"seconds": "few"}}},
+]
+
+
+@pytest.mark.parametrize("content", NO_SCORES)
+def test_scores_that_are_damaged_are_not_pooled(tmp_path, content):
+    """Whatever JSON stands there; the whole one is read."""
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(screens.InputError, match="not readable; score each run first"):
+        evaluate.read_scores(str(tmp_path), "")
+    (tmp_path / "metrics.json").write_text(json.dumps(WHOLE))
+    assert evaluate.read_scores(str(tmp_path), "")[2] == {"A@x": ROW}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -207,6 +207,15 @@ def test_an_output_that_is_a_folder_or_an_input_is_refused(tmp_path):
         screens.check_folder(path, "other", f"{tmp_path}/./x.txt")
 
 
+def test_an_output_that_is_no_file_or_has_another_ending_is_refused(tmp_path):
+    """A device would become a file; a checkpoint, a report."""
+    os.mkfifo(tmp_path / "pipe.html")
+    with pytest.raises(screens.InputError, match="is no ordinary file"):
+        screens.check_folder(str(tmp_path / "pipe.html"), ending=".html")
+    with pytest.raises(screens.InputError, match="is no name in .html"):
+        screens.check_folder(str(tmp_path / "model.pt"), ending=".html")
+
+
 def test_an_output_in_a_file_is_refused_and_one_in_a_new_folder_is_not(tmp_path):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(screens.InputError, match="choose another place"):
