@@ -26,6 +26,9 @@ STYLE = Path(__file__).with_suffix(".css")
 LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third more
 MOST = 40  # conditions whose genes are shown
 MOST_LINES = 200  # conditions whose distances are shown
+NO_TEXT = (
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"  # HTML may not hold these
+)
 NEVER = 20  # doublings; larger ones come from the pseudocount of report/genes.py
 # Lines of the tables of scores that no method can win.
 NO_METHODS = ("ceiling", "interpolated duplicate", "floor", "paper, ")
@@ -106,7 +109,8 @@ def html(title, body):
         tag("style", STYLE.read_text()),
     )
     root = tag("html", head, body, lang="en")
-    return "<!doctype html>\n" + ElementTree.tostring(root, "unicode", method="html")
+    page = ElementTree.tostring(root, "unicode", method="html")
+    return "<!doctype html>\n" + re.sub(NO_TEXT, "\ufffd", page)
 
 
 def page_of(title, said, notes, sections):

@@ -685,7 +685,11 @@ SHOWN_ELSEWHERE = {  # refusals of the code that no command here can meet: where
         ".*: lacks .* of the .* genes",  # evaluate_run takes the shared genes
         ".*: no condition has .* measured",  # test_evaluation.py
     ],
-    "screens/files.py": [".*: cannot be written \\("],  # below, and above on toy_data.py
+    "screens/files.py": [
+        ".*: cannot be written \\(",  # below, and above on toy_data.py
+        ".*: missing, or damaged; train.py --resume",  # test_files.py
+        ".*: its table .* is damaged",  # test_files.py
+    ],
     "screens/public.py": [  # test_public.py
         ".*: .*: .*; try again, or fetch it with a browser",
         "public screens are downloaded with pooch",

@@ -216,6 +216,28 @@ def test_an_output_that_is_no_file_or_has_another_ending_is_refused(tmp_path):
         screens.check_folder(str(tmp_path / "model.pt"), ending=".html")
 
 
+def test_a_table_of_an_h5ad_is_whole_or_refused(tmp_path):
+    """The first form that it has all of; None without it."""
+    path = str(tmp_path / "s.h5ad")
+    table = pd.DataFrame({"name": ["a"], "x": ["1"], "more": [2]}, ["0"])
+    uns = {"good": table, "bad": table.assign(x="one"), "text": "name"}
+    anndata.AnnData(np.ones((1, 1), np.float32), uns=uns).write_h5ad(path)
+    forms = ({"name": str, "x": float, "y": float}, {"name": str, "x": float})
+    assert screens.read_table(path, "good", *forms).to_dict("records") == [{"name": "a", "x": 1}]
+    assert screens.read_table(path, "none", *forms) is None
+    for name in ("bad", "text"):
+        with pytest.raises(screens.InputError, match=f"its table '{name}' is damaged; sample"):
+            screens.read_table(path, name, *forms)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1,2\n", b"epoch,seconds\n"])
+def test_a_log_that_is_damaged_is_refused(tmp_path, content):
+    """Empty, no text, other columns, no epoch."""
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(screens.InputError, match="missing, or damaged; train.py --resume"):
+        screens.read_log(str(tmp_path))
+
+
 def test_an_output_in_a_file_is_refused_and_one_in_a_new_folder_is_not(tmp_path):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(screens.InputError, match="choose another place"):

@@ -316,6 +316,12 @@ def test_labels_of_the_file_are_shown_as_they_are(shown):
     assert any(ODD in image["alt"] for image in shown.all("img"))
 
 
+def test_what_html_may_not_hold_is_replaced():
+    """Control characters and halves of surrogate pairs; a line break may stay."""
+    text = page.html("a\x00\x1b[31m\udcff\nb", page.tag("body"))
+    assert "<title>a\ufffd\ufffd[31m\ufffd\nb</title>" in text and text.encode()
+
+
 def test_the_page_names_no_folder_of_the_data(shown):
     assert "/secret" not in shown.page
     assert "odd.h5ad: 8 cells" in shown.text

@@ -128,7 +128,8 @@ def run(tmp_path_factory):
 
 def test_the_table_stands_beside_the_cells_and_in_them(run):
     """The same in both, a row per held-out condition; and as many cells as were predicted."""
-    table = trust.read_trust(f"{run}/predicted.h5ad")
+    table = pd.read_csv(run / "trust.csv", keep_default_na=False, na_values="")
+    table[["unseen", "alike"]] = table[["unseen", "alike"]].fillna("")
     cells = anndata.read_h5ad(run / "predicted.h5ad")
     inside = cells.uns["trust"].reset_index(drop=True)
     pd.testing.assert_frame_equal(inside, table, check_dtype=False)
@@ -136,6 +137,16 @@ def test_the_table_stands_beside_the_cells_and_in_them(run):
         table["cells"].tolist()
         == cells.obs["condition"].value_counts()[table["condition"]].tolist()
     )
+
+
+@pytest.mark.parametrize("change", [{"targets": "novel"}, {"expected": np.inf}, {"low": "x"}])
+def test_a_damaged_table_is_refused(run, tmp_path, change):
+    """One that says what there is not, or no number."""
+    cells = anndata.read_h5ad(run / "predicted.h5ad")
+    cells.uns["trust"] = cells.uns["trust"].assign(**change)
+    cells.write_h5ad(tmp_path / "predicted.h5ad")
+    with pytest.raises(screens.InputError, match="its table 'trust' is damaged; sample again"):
+        trust.read_trust(str(tmp_path / "predicted.h5ad"))
 
 
 def test_a_held_out_target_is_called_unseen_and_its_error_is_expected(run):
