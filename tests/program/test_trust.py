@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import sample
+import screens
 import train
 from report import trust
 from toy_data import simulate_screen
