@@ -5,7 +5,7 @@ import signal
 import sys
 import warnings
 
-STOPPED = []  # signals that asked to stop, for loops to look at
+STOPPED = []  # signals that asked to stop, for loops and `save` to look at
 ONE_LINE = {  # of argparse's own errors
     "usage": argparse.SUPPRESS,
     "formatter_class": lambda prog: argparse.RawDescriptionHelpFormatter(
@@ -39,6 +39,18 @@ def stop(number, frame):
     raise KeyboardInterrupt
 
 
+def drop(lost):
+    """Say nothing of a KeyboardInterrupt that Python drops: `check_stopped` raises it again."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+
+
+def check_stopped():
+    """Raise KeyboardInterrupt if a signal asked to stop, for Python may have dropped the first."""
+    if STOPPED:
+        raise KeyboardInterrupt
+
+
 def run_script(main):
     """Run a script's main().
 
@@ -48,11 +60,13 @@ def run_script(main):
         # A shell ignores Ctrl-C for what runs in its background, and so do we.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+    sys.unraisablehook = drop
     sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also in a file
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
         check_text(sys.argv)
         main()
+        check_stopped()
     except (InputError, OSError, MemoryError) as error:
         print("error: " + one_line(error), file=sys.stderr)
         sys.exit(2)

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 from scipy import sparse
 
-from screens.command_line import InputError, some
+from screens.command_line import InputError, check_stopped, some
 
 CONTAINER = "/sys/fs/cgroup/memory.max"
 BLOCK = 4096  # cells at a time
@@ -275,6 +275,7 @@ def save(path, content):
     They are flushed under a temporary name, which is then renamed: there is never half a file, and
     what was there stays until the new one is complete. InputError if they cannot be written.
     """
+    check_stopped()
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:

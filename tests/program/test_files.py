@@ -216,6 +216,14 @@ def test_an_output_that_is_no_file_or_has_another_ending_is_refused(tmp_path):
         screens.check_folder(str(tmp_path / "model.pt"), ending=".html")
 
 
+def test_nothing_is_written_after_a_signal_that_python_dropped(tmp_path, monkeypatch):
+    """As in a destructor that runs while a figure is drawn."""
+    monkeypatch.setattr("screens.command_line.STOPPED", [2])
+    with pytest.raises(KeyboardInterrupt):
+        screens.save(str(tmp_path / "x.txt"), b"x")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_table_of_an_h5ad_is_whole_or_refused(tmp_path):
     """The first form that it has all of; None without it."""
     path = str(tmp_path / "s.h5ad")
