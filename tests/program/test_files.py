@@ -238,7 +238,10 @@ def test_a_table_of_an_h5ad_is_whole_or_refused(tmp_path):
             screens.read_table(path, name, *forms)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1,2\n", b"epoch,seconds\n"])
+HEADER = b"epoch,endpoint_loss,activation_loss,plans,unconverged,seconds\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1,2\n", HEADER])
 def test_a_log_that_is_damaged_is_refused(tmp_path, content):
     """Empty, no text, other columns, no epoch."""
     (tmp_path / "log.csv").write_bytes(content)
