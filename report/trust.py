@@ -389,9 +389,8 @@ def draw_expected_error(path, table, actual, left_out):
     panel.set(xlim=(0, 1.1 * max([*expected, *wanted, 1e-3])), ylim=(-0.02 * end, end))
     panel.set_xlabel("expected E-distance")
     panel.set_ylabel("E-distance to the measured cells\n(lines: where four in five are expected)")
-    panel.set_title(
-        f"held out: rank correlation {rho:.2f}", loc="left", fontsize=10, color=PREDICTED
-    )
+    said = "held out" if np.isnan(rho) else f"held out: rank correlation {rho:.2f}"
+    panel.set_title(said, loc="left", fontsize=10, color=PREDICTED)
     panel.set_title("training, left out", loc="right", fontsize=10, color="#707070")
     finish(figure, path)
     return rho

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import evaluate
 import sample
 import train
 from report import trust
@@ -158,6 +159,21 @@ def test_the_evaluation_draws_expected_against_actual_errors(run):
     rows = [["e@x", "unseen", True, 0.1, 0.1, 0.2]] * 4
     rho = trust.draw_expected_error(str(run / "figure.png"), table, actual, rows)
     assert rho == pytest.approx(0.4)
+
+
+def test_two_conditions_have_no_rank_correlation(run, monkeypatch, capsys):
+    """And neither the console nor the figure's title says "nan" of them."""
+    titles = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, said, **_: titles.append(said)
+    )
+    rows = [
+        {"condition": name, "scores": {"model": {"E-distance": {"all": 0.2}}}}
+        for name in ("TF001@typeA", "TF001@typeB")
+    ]
+    evaluate.draw_expected(str(run / "figures"), str(run), f"{run}/predicted.h5ad", rows)
+    assert titles == ["held out", "training, left out"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_condition_that_is_asked_for_gets_a_sentence(run, capsys):
