@@ -30,6 +30,19 @@ MOST_LINES = 200  # conditions whose distances are shown
 NO_EPOCHS = "0 epochs: as many as make 1,000 steps, at least 5."
 # Lines of the tables of scores that no method can win.
 NO_METHODS = ("ceiling", "interpolated duplicate", "floor", "paper, ")
+GENE_SETS = "DE20, DE40: the 20 or 40 genes that change most in a condition"
+RIVALS = {  # what each predicts; docs/results.md says more
+    "control": "the control cells themselves",
+    "perturbed mean": "the average effect of the training perturbations",
+    "matching mean": "that of the training conditions that are nearest",
+    "additive": "the sum of what the targets do alone",
+    "hurdle mean": "the average effect on whether a gene is on, and on its level if it is",
+    "hurdle matching": "the same of the training conditions that are nearest",
+    "hurdle additive": "the same, the sum of what the targets do alone",
+    "linear": "ridge regression between embeddings of genes and of perturbations",
+    "linear knock-out": "ridge regression on the controls, with the target set to zero",
+    "LAOT": "a linear map of the controls, found together with their pairing",
+}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
 
 
@@ -243,7 +256,9 @@ def scores(tables, squared, rows, summary):
     if not tables:
         return []
     first = sorted(tables, key=lambda table: kind_of(table) not in ("gap", "conditions"))
-    made = folded("How these scores are made", tag("p", " ".join(convention(squared).split())))
+    known = [f"{name}: {does}" for name, does in RIVALS.items() if name in summary]
+    paragraphs = [" ".join(convention(squared).split()), "; ".join([GENE_SETS, *known]) + "."]
+    made = folded("How these scores are made", *(tag("p", text) for text in paragraphs))
     return [
         tag("p", colours),
         made,

@@ -362,6 +362,13 @@ def lines_of(page, caption):
     return {re.search('row">(.*?)<', line)[1]: line for line in table.split("<tr>")[2:]}
 
 
+def test_the_rivals_of_the_tables_are_explained_and_no_others(shown):
+    """And the sets of genes."""
+    assert "DE20, DE40: the 20 or 40 genes that change most" in shown.text
+    assert "linear: ridge regression between" in shown.text
+    assert "LAOT: " not in shown.text
+
+
 def test_the_best_of_a_column_is_bold(shown):
     """Of distances the smallest, of gaps the largest; the floor is no method."""
     for caption, best in (("gap closed", "0.611"), ("E, EMD: mean ±", "0.450 ± 0.250")):

@@ -97,6 +97,17 @@ def test_two_copies_are_named_and_a_different_prediction_is_not():
     assert "3 predictions" in trust.sentences(three(0.1), each=False)[1]
 
 
+def test_of_many_groups_of_copies_the_three_largest_are_named():
+    """The others are counted."""
+    others = {"a": "b", "c": "d", "e": "f", "g": "h", "i": "j; k"}
+    groups = [[name, *others[name].split("; ")] for name in others]
+    rows = [(one, "; ".join(m for m in group if m != one)) for group in groups for one in group]
+    table = pd.DataFrame(rows, columns=["condition", "alike"]).assign(targets="unseen")
+    lines = trust.sentences(table, each=False)
+    assert len(lines) == 5 and lines[1].endswith("i, j, k")
+    assert lines[4] == "warning: and 2 more such groups: column 'alike'"
+
+
 def test_the_same_prediction_in_two_cell_types_needs_no_warning():
     """Cells of two types are not taken for each other."""
     table = three(2.0)
