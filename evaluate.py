@@ -858,9 +858,9 @@ def draw_expected(figures, run, table, rows):
 
         left_out = read_checkpoint(run)["left_out"]
         rho = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
-        print(
-            f"expected and actual E-distance of {len(rows)} conditions: rank correlation {rho:.2f}"
-        )
+        if not np.isnan(rho):
+            said = f"expected and actual E-distance of {len(rows)} conditions"
+            print(f"{said}: rank correlation {rho:.2f}")
 
 
 def tables_of(summary, rows, paper=None, costs=None):

@@ -582,7 +582,8 @@ def sample_run(
     if out == f"{run}/predicted.h5ad":
         os.makedirs(f"{run}/figures", exist_ok=True)
         trace_paths(f"{run}/figures/paths.png", model, screen, *wanted[0], values, seed, device)
-    print(f"{sum(n_cells):,} predicted cells of {len(parts)} conditions: {out}")
+    plural = "s" * (len(parts) > 1)
+    print(f"{sum(n_cells):,} predicted cells of {len(parts)} condition{plural}: {out}")
     print(f"which genes change in them: {genes_path(out)}")
     print(*trust.sentences(trusted, each=bool(conditions)), sep="\n")
     if conditions:

@@ -233,7 +233,7 @@ def welch_t(x, y):
 def gap_closed(score, control, floor):
     """1 - (score - floor) / (control - floor).
 
-    0: no better than the controls; 1: as close as another half of the real cells.
+    0: no better than the controls; 1: as close as another half of the measured cells.
     """
     if control > floor:
         return 1 - (score - floor) / (control - floor)

@@ -26,12 +26,24 @@ STYLE = Path(__file__).with_suffix(".css")
 LARGEST = 3_500_000  # bytes of figures in a page; as text they take a third more
 MOST = 40  # conditions whose genes are shown
 MOST_LINES = 200  # conditions whose distances are shown
-NO_TEXT = (
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"  # HTML may not hold these
-)
-NEVER = 20  # doublings; larger ones come from the pseudocount of report/genes.py
+# HTML may not hold these.
+NO_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
+NO_EPOCHS = "0 epochs: as many as make 1,000 steps, at least 5."
 # Lines of the tables of scores that no method can win.
 NO_METHODS = ("ceiling", "interpolated duplicate", "floor", "paper, ")
+GENE_SETS = "DE20, DE40: the 20 or 40 genes that change most in a condition"
+RIVALS = {  # what each predicts; docs/results.md says more
+    "control": "the control cells themselves",
+    "perturbed mean": "the average effect of the training perturbations",
+    "matching mean": "that of the training conditions that are nearest",
+    "additive": "the sum of what the targets do alone",
+    "hurdle mean": "the average effect on whether a gene is on, and on its level if it is",
+    "hurdle matching": "the same of the training conditions that are nearest",
+    "hurdle additive": "the same, the sum of what the targets do alone",
+    "linear": "ridge regression between embeddings of genes and of perturbations",
+    "linear knock-out": "ridge regression on the controls, with the target set to zero",
+    "LAOT": "a linear map of the controls, found together with their pairing",
+}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "anndata", "pot", "matplotlib")
 
 
@@ -246,7 +258,9 @@ def scores(tables, squared, rows, summary):
     if not tables:
         return []
     first = sorted(tables, key=lambda table: kind_of(table) not in ("gap", "conditions"))
-    made = folded("How these scores are made", tag("p", " ".join(convention(squared).split())))
+    known = [f"{name}: {does}" for name, does in RIVALS.items() if name in summary]
+    paragraphs = [" ".join(convention(squared).split()), "; ".join([GENE_SETS, *known]) + "."]
+    made = folded("How these scores are made", *(tag("p", text) for text in paragraphs))
     return [
         tag("p", colours),
         made,
@@ -490,18 +504,19 @@ def genes_of_condition(name, rows, opened):
     sure = rows[rows["p_adjusted"] < 0.05]
     said = f"{name}: {len(sure)} of {len(rows)} with p < 0.05"
     header = ["gene", "controls", "predicted", "log2 fold", "p"]
-    columns = [("control_mean", level), ("predicted_mean", level)]
-    columns += [("log2_fold_change", fold), ("p_adjusted", chance)]
+    sides = [("predicted_mean", "log2_fold_change", "p_adjusted")]
     if "measured_mean" in rows and rows["measured_mean"].notna().all():
         right = (sure["log2_fold_change"] * sure["measured_log2_fold_change"] > 0).sum()
         said += f"; the same way in the measured cells: {right} of these"
         header += ["measured", "log2 fold, measured", "p, measured"]
-        columns += [("measured_mean", level), ("measured_log2_fold_change", fold)]
-        columns += [("measured_p_adjusted", chance)]
-    lines = [
-        [row["gene"], *(tag("td", write(row[column])) for column, write in columns)]
-        for row in rows.to_dict("records")
-    ]
+        sides.append(("measured_mean", "measured_log2_fold_change", "measured_p_adjusted"))
+    lines = []
+    for row in rows.to_dict("records"):
+        before = row["control_mean"]
+        cells = [level(before)]
+        for mean, change, p in sides:
+            cells += [level(row[mean]), fold(row[change], before, row[mean]), chance(row[p])]
+        lines.append([row["gene"], *(tag("td", cell) for cell in cells)])
     table = table_of(f"{name}: the genes whose change stands out most", header, lines)
     return folded(said, table, opened=opened)
 
@@ -516,10 +531,12 @@ def level(mean):
     return f"{mean:.2f}"
 
 
-def fold(change):
-    """A log2 fold change, for a person; beyond NEVER one side never expresses the gene."""
-    if abs(change) > NEVER:
-        return "on" if change > 0 else "off"
+def fold(change, before, after):
+    """A log2 fold change of means, for a person; on or off where one of them is 0."""
+    if before == 0 != after:
+        return "on"
+    if after == 0 != before:
+        return "off"
     return f"{change:+.2f}"
 
 
@@ -598,7 +615,8 @@ def settings(about, defaults):
         shown = [lines[name] for name in changed]
         parts = [table_of("Settings that are not the defaults", header, shown)]
     every = table_of("Settings of the run", header, list(lines.values()))
-    return [*parts, folded(f"All {len(own)} settings", every)]
+    notes = [tag("p", NO_EPOCHS)] if own.get("epochs") == 0 else []
+    return [*parts, folded(f"All {len(own)} settings", *notes, every)]
 
 
 def worded(value):

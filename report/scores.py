@@ -348,7 +348,7 @@ def draw_gap(path, rows, summary):
     for panel in (left, right):
         panel.axvline(1, color="black", linewidth=0.8, linestyle=DASHED)
         panel.axvline(0, color="black", linewidth=0.8)
-        label = "E-distance gap closed (dashed: another half of the real cells)"
+        label = "E-distance gap closed (dashed: another half of the measured cells)"
         panel.set_xlabel(label, fontsize=8)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8)

@@ -38,7 +38,7 @@ def draw_ablation(path, table):
         panel.axvline(default, color="black", linewidth=0.8, linestyle=DASHED)
         panel.set_title(measure, loc="left", fontsize=10)
     figure.supxlabel(
-        "gap closed between control cells (0) and another half of the real cells (1); "
+        "gap closed between control cells (0) and another half of the measured cells (1); "
         "higher is better",
         fontsize=9,
     )

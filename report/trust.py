@@ -19,6 +19,7 @@ from screens import CONTROL, targets_of
 RANGE = (0.1, 0.9)  # quantiles of error / expected error over left-out conditions
 FEWEST = 4  # left-out conditions that an expected error needs
 FARTHEST = 1e9  # no E-distance of log1p values comes near
+MOST_GROUPS = 3  # groups of predictions that can hardly be told apart, each in a warning
 SEEN = ("seen here", "seen elsewhere", "unseen")  # of all targets, from known to new
 # The form of a row on a training condition that was left out (`left_out_table` has the names): the
 # condition, its targets (of SEEN), whether its cell type was seen perturbed; and as E-distances the
@@ -286,11 +287,14 @@ def alike_groups(table):
 def sentences(table, each):
     """What to print of a table: a line per condition, or one on all of them; then warnings."""
     lines = [say(row) for _, row in table.iterrows()] if each else [summary(table)]
-    for group in alike_groups(table):
+    groups = sorted(alike_groups(table), key=len, reverse=True)
+    for group in groups[:MOST_GROUPS]:
         lines.append(
             f"warning: {len(group)} predictions can hardly be told apart, in so many cells: "
             f"{screens.some(group, 8)}"
         )
+    if len(groups) > MOST_GROUPS:
+        lines.append(f"warning: and {len(groups) - MOST_GROUPS:,} more such groups: column 'alike'")
     return lines
 
 
@@ -396,9 +400,8 @@ def draw_expected_error(path, table, actual, left_out):
     panel.set(xlim=(0, 1.1 * max([*expected, *wanted, 1e-3])), ylim=(-0.02 * end, end))
     panel.set_xlabel("expected E-distance")
     panel.set_ylabel("E-distance to the measured cells\n(lines: where four in five are expected)")
-    panel.set_title(
-        f"held out: rank correlation {rho:.2f}", loc="left", fontsize=10, color=PREDICTED
-    )
+    said = "held out" if np.isnan(rho) else f"held out: rank correlation {rho:.2f}"
+    panel.set_title(said, loc="left", fontsize=10, color=PREDICTED)
     panel.set_title("training, left out", loc="right", fontsize=10, color="#707070")
     finish(figure, path)
     return rho

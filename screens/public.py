@@ -252,7 +252,7 @@ def list_public():
     folder = cache_folder()
     lines = []
     for screen in SCREENS:
-        cells = f"{screen.cells:,} cells" if screen.cells else "cells"
+        cells = f"{screen.cells:,} cells" if screen.cells else "? cells"
         size = f"{screen.megabytes:,} MB" if screen.megabytes else "size not known"
         here = ", downloaded" if os.path.exists(f"{folder}/{screen.name}.h5ad") else ""
         lines += [

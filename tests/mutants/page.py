@@ -157,6 +157,12 @@ PAGE = [
     ),
     (
         "report/page.py",
+        "    if after == 0 != before:\n",
+        "    if change < -20:\n",
+        "a gene that is off from a low level has a fold change of the pseudocount",
+    ),
+    (
+        "report/page.py",
         '(sure["log2_fold_change"] * sure["measured_log2_fold_change"] > 0)',
         '(rows["log2_fold_change"] * rows["measured_log2_fold_change"] > 0)',
         "genes that may be chance count as right",

@@ -106,5 +106,11 @@ MUTANTS = {
             "        if perturbation != CONTROL\n",
             "held-out conditions count as trained on",
         ),
+        (
+            "evaluate.py",
+            "        if not np.isnan(rho):\n",
+            "        if True:\n",
+            "a rank correlation of two conditions is nan",
+        ),
     ],
 }

@@ -209,12 +209,16 @@ def folder(tmp_path_factory):
 
 
 def genes_of(n, measured=True):
-    """A table of genes of ODD: the first rises most surely, the last falls; half of p < 0.05."""
+    """A table of genes of ODD: the first rises most surely, the last falls; half of p < 0.05.
+
+    The controls never express the first, the predicted cells never the last.
+    """
     score = np.linspace(9, -9, n)
     table = pd.DataFrame({"condition": ODD, "gene": [f"<g{i}>" for i in range(n)], "score": score})
     table = table.assign(control_mean=1.0, predicted_mean=2.0, log2_fold_change=score / 4)
     table["p_adjusted"] = np.where(np.abs(score) > 4.5, 0.01, 0.5)
-    table.loc[0, "log2_fold_change"] = 30.1
+    table.loc[0, ["control_mean", "log2_fold_change"]] = 0, 30.1
+    table.loc[n - 1, ["predicted_mean", "log2_fold_change"]] = 0, -17.3
     if measured:
         table = table.assign(measured_mean=1.5, measured_log2_fold_change=0.25)
         table["measured_p_adjusted"] = 0.2
@@ -339,6 +343,10 @@ def test_the_page_says_how_the_run_is_repeated(shown):
     assert "seed 3, device cpu" in shown.text and f"numpy{np.__version__}" in shown.text
 
 
+def test_the_page_says_how_many_epochs_none_means(shown):
+    assert "All 22 settings0 epochs: as many as make 1,000 steps" in shown.text
+
+
 def test_the_page_says_how_training_went(shown):
     assert "2 epochs in 5 seconds." in shown.text
     assert "(Eq. 9) went from 0.500 to 0.250, that of" in shown.text
@@ -358,6 +366,13 @@ def lines_of(page, caption):
     """{name: HTML} of the lines of the first table with such a caption."""
     table = re.search(f"<caption>{caption}.*?</table>", page, re.DOTALL)[0]
     return {re.search('row">(.*?)<', line)[1]: line for line in table.split("<tr>")[2:]}
+
+
+def test_the_rivals_of_the_tables_are_explained_and_no_others(shown):
+    """And the sets of genes."""
+    assert "DE20, DE40: the 20 or 40 genes that change most" in shown.text
+    assert "linear: ridge regression between" in shown.text
+    assert "LAOT: " not in shown.text
 
 
 def test_the_best_of_a_column_is_bold(shown):
@@ -411,7 +426,8 @@ def test_the_strongest_genes_of_a_condition_are_shown(folder):
     lines = text.split("the genes whose change stands out most")[1].split("Settings")[0]
     assert re.findall("<g(\\d+)>", lines) == [str(i) for i in (*range(5), *range(9, 14))]
     assert f"{ODD}: 8 of 10 with p < 0.05; the same way in the measured cells: 4 of these" in text
-    assert "<g0>1.002.00on0.011.50+0.250.2" in lines
+    assert "<g0>0.002.00on0.011.50on0.2<g1>" in lines
+    assert lines.endswith("<g13>1.000.00off0.011.50+0.250.2")
 
 
 def test_genes_that_were_not_measured_have_a_table_without(folder):

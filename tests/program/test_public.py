@@ -361,6 +361,7 @@ def test_the_list_names_every_screen_its_address_and_the_cache_folder(server):
     said = "\n".join(screens.list_public())
     facts = [fact for screen in public.SCREENS for fact in (f"{screen.name}: ", screen.address)]
     assert [fact for fact in [*facts, str(server.cache)] if fact not in said] == []
+    assert "    ? cells x 5,012 genes, size not known" in said
     assert server.ranges == []
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import evaluate
 import sample
 import screens
 import train
@@ -97,6 +98,17 @@ def test_two_copies_are_named_and_a_different_prediction_is_not():
     assert "3 predictions" in trust.sentences(three(0.1), each=False)[1]
 
 
+def test_of_many_groups_of_copies_the_three_largest_are_named():
+    """The others are counted."""
+    others = {"a": "b", "c": "d", "e": "f", "g": "h", "i": "j; k"}
+    groups = [[name, *others[name].split("; ")] for name in others]
+    rows = [(one, "; ".join(m for m in group if m != one)) for group in groups for one in group]
+    table = pd.DataFrame(rows, columns=["condition", "alike"]).assign(targets="unseen")
+    lines = trust.sentences(table, each=False)
+    assert len(lines) == 5 and lines[1].endswith("i, j, k")
+    assert lines[4] == "warning: and 2 more such groups: column 'alike'"
+
+
 def test_the_same_prediction_in_two_cell_types_needs_no_warning():
     """Cells of two types are not taken for each other."""
     table = three(2.0)
@@ -170,6 +182,22 @@ def test_the_evaluation_draws_expected_against_actual_errors(run):
     rows = [["e@x", "unseen", True, 0.1, 0.1, 0.2]] * 4
     rho = trust.draw_expected_error(str(run / "figure.png"), table, actual, rows)
     assert rho == pytest.approx(0.4)
+
+
+def test_two_conditions_have_no_rank_correlation(run, monkeypatch, capsys):
+    """And neither the console nor the figure's title says "nan" of them."""
+    titles = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, said, **_: titles.append(said)
+    )
+    rows = [
+        {"condition": name, "scores": {"model": {"E-distance": {"all": 0.2}}}}
+        for name in ("TF001@typeA", "TF001@typeB")
+    ]
+    table = trust.read_trust(f"{run}/predicted.h5ad")
+    evaluate.draw_expected(str(run / "figures"), str(run), table, rows)
+    assert titles == ["held out", "training, left out"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_condition_that_is_asked_for_gets_a_sentence(run, capsys):
