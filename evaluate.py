@@ -64,7 +64,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
     welch_t,
     wmse,
 )
-from report.tables import as_markdown, as_text, make_tables, paper_of
+from report.tables import SHORT, as_markdown, as_text, make_tables, paper_of
 from report.trust import read_trust
 from rivals import RIVALS, TRAINED, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
@@ -564,7 +564,7 @@ def sign_test(differences):
 
 
 def per_condition(rows):
-    """Every score as a table: condition, cells, method, metric, genes, score, gap_closed."""
+    """Every score as a table; shown_as is what the tables call the metric."""
     lines = []
     for row in rows:
         scores = row["scores"]
@@ -576,9 +576,10 @@ def per_condition(rows):
                         control = scores["control"][metric][genes]
                         floor = scores["floor"][metric][genes]
                         gap = gap_closed(value, control, floor)
+                    shown_as = SHORT.get(metric, metric)
                     line = (row["condition"], row["cells"], name, metric, genes, value, gap)
-                    lines.append(line)
-    columns = ["condition", "cells", "method", "metric", "genes", "score", "gap_closed"]
+                    lines.append((*line, shown_as))
+    columns = ["condition", "cells", "method", "metric", "genes", "score", "gap_closed", "shown_as"]
     return pd.DataFrame(lines, columns=columns)
 
 

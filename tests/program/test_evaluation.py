@@ -690,6 +690,11 @@ def test_all_forms_of_the_scores_agree(scored):
         ["method", "metric", "genes"]
     ):
         assert summary[method][metric][genes]["mean"] == pytest.approx(mine["score"].mean())
+    shown = {
+        f"{name} {genes}" for name, genes in zip(lines["shown_as"], lines["genes"], strict=True)
+    }
+    headers = {cell.strip() for line in written.splitlines() for cell in line.split("|")}
+    assert {"E all", "MMD² DE20", "r of Δ all", "R²w of Δ all"} <= shown & headers
     energy = summary["model"]["E-distance"]["all"]
     assert f"{energy['mean']:.3f} ± {energy['sd']:.3f}" in written
 
