@@ -277,7 +277,7 @@ def test_a_screen_has_the_usual_size_if_none_is_named(tmp_path, monkeypatch, opt
 
     monkeypatch.setattr(toy_data, "simulate_screen", simulated)
     monkeypatch.setattr(toy_data, "simulate_drug_screen", simulated)
-    simulate(monkeypatch, tmp_path / "x", *options)
+    simulate(monkeypatch, tmp_path / "x.h5ad", *options)
     assert asked == [expected]
 
 
