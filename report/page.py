@@ -212,7 +212,11 @@ def training_went(run):
         said = f"Sinkhorn left {off} more than 1 % off their marginals."
         parts.append(tag("p", said, class_="warning"))
     alt = f"Two curves over the epochs. {losses}"
-    return parts + figures_of([(f"{run}/loss.png", "Losses, means over each epoch.", alt)])
+    caption = (
+        "Losses, means over each epoch. Those of the default hardly fall: it begins from the counted "
+        "shifts and the exact answer of a single gene (--shifts, --skip-gate)."
+    )
+    return parts + figures_of([(f"{run}/loss.png", caption, alt)])
 
 
 # ---- Scores --------------------------------------------------------------------------------------
