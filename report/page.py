@@ -213,8 +213,8 @@ def training_went(run):
         parts.append(tag("p", said, class_="warning"))
     alt = f"Two curves over the epochs. {losses}"
     caption = (
-        "Losses, means over each epoch. Those of the default hardly fall: it begins from the counted "
-        "shifts and the exact answer of a single gene (--shifts, --skip-gate)."
+        "Losses, means over each epoch. Those of the default hardly fall: it begins from the "
+        "counted shifts and the exact answer of a single gene (--shifts, --skip-gate)."
     )
     return parts + figures_of([(f"{run}/loss.png", caption, alt)])
 
