@@ -359,6 +359,7 @@ class Network(nn.Module):
 
     def __init__(self, n_inputs, n_context, width, n_outputs):
         super().__init__()
+        # Multiplied before torch sees them: sample.py makes networks without numbers first.
         frequency = torch.tensor([2 * math.pi * n for n in (0.5, 1.0, 2.0, 4.0)])
         self.register_buffer("frequency", frequency, persistent=False)
         self.state = nn.Linear(n_inputs, width)
@@ -1153,9 +1154,8 @@ class Shifted(Departures):
         self.register_buffer("gene_scale", torch.ones(n_genes))  # sd within a group
         self.register_buffer("level_scale", torch.ones(n_genes))  # sd of the level if expressed
         self.register_buffer("usual_fraction", torch.full((n_genes,), 0.5))  # of all training cells
-        self.register_buffer(
-            "direction", torch.full((n_types,), -1.0)
-        )  # knocked down; 1: activated
+        down = torch.full((n_types,), -1.0)  # targets are knocked down; 1: activated
+        self.register_buffer("direction", down)
         self.encoder = ShiftEncoder(
             n_genes, len(self.targets), n_types, self.kind == "drug",
             structure, networks, conditions, at_once,
@@ -1340,7 +1340,7 @@ class Anchored(Shifted):
 # off its level is not 0, it is not observed. With zeros left in, training shows x_t falling to 0 on
 # silent genes while sampling, where x_theta answers for expressed ones, shows it rising. Gains
 # 0.00 / 0.01 on the simulated genes, -0.03 / 0.00 on the real pairs, 0.02 / 0.00 on the simulated
-# drugs: what the zeros spoilt the anchor mends, too.
+# drugs: since there is an anchor, it puts the means right that zeros among the levels would spoil.
 
 
 class ActiveValues:
@@ -1508,7 +1508,7 @@ def parts(model, conditions):
     prior = encoder.prior_mean(conditions, model)
     flat = same_type * encoder.fitted_controls(conditions, model)
     # Kernels 0 to 2 are of the same target, 3 of all perturbations, 4 and 5 of like structures.
-    parts = {
+    made_of = {
         "memory": said([0, 1, 2, 4, 5], same_type * same_target),
         "likeness": said([0, 1, 4], (1 - same_type) * same_target),
         "own": prior * own,
@@ -1516,7 +1516,7 @@ def parts(model, conditions):
         "features": said([4, 5], 1 - same_target),
         "shared": said([3], 1.0, flat),
     }
-    return {name: encoder.same_depth(part, conditions, model) for name, part in parts.items()}
+    return {name: encoder.same_depth(part, conditions, model) for name, part in made_of.items()}
 
 
 def moments(model, log_odds, level):
@@ -1550,8 +1550,9 @@ def explain(model, conditions, training):
     (before, variance, at_start), (after, _, at_end) = start_and_end(model, conditions)
     unsure = (at_end**2 * uncertainty(model, conditions)).sum((1, 2))
     (theirs_before, _, _), (theirs_after, _, _) = start_and_end(model, training)
-    made_of = parts(model, conditions).items()
-    lengths = {name: (at_start * part).sum(1).norm(dim=1) for name, part in made_of}
+    lengths = {}
+    for name, part in parts(model, conditions).items():
+        lengths[name] = (at_start * part).sum(1).norm(dim=1)
     return after - before, variance, unsure, theirs_after - theirs_before, lengths
 
 

@@ -70,7 +70,7 @@ from rivals import RIVALS, TRAINED, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
-from screens import CONTROL, InputError, mean_of
+from screens import CONTROL, InputError, mean_of, sums_of_cells
 
 SPLITS = 5  # how often the measured cells are halved
 FEWEST = 4  # measured cells that a condition needs to be scored
@@ -276,7 +276,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
     scored = [key for key in sorted(predicted) if can_be_scored(screen, predicted, key)]
     orders = random_orders(screen, {cell_type for _, cell_type in scored}, seed)
     halves = {key: means_of_halves(screen, key, of_key) for key, of_key in orders.items()}
-    sums = {key: sums_of(screen, key) for key in orders}
+    sums = {key: sums_of_cells(screen.X, screen.groups[key]) for key in orders}
     known = hashes_of_training(screen)
     rows = []
     for key in tqdm(scored, desc="scoring", unit="condition", leave=False):
@@ -370,23 +370,17 @@ def means_of_others(halves, key):
     return [np.stack(of_split) for of_split in zip(*others, strict=True)]
 
 
-def sums_of(screen, key):
-    """The number of a condition's cells, the sum and the sum of squares (N,) of each gene."""
-    X = screen.X[screen.groups[key]].astype(np.float64)
-    return X.shape[0], np.asarray(X.sum(0)).ravel(), np.asarray(X.power(2).sum(0)).ravel()
-
-
 def moments_of_rest(sums, key):
     """The `moments` of all cells of the other perturbations in a condition's cell type, or None.
 
-    sums: {condition: its `sums_of`}. None where there are not two such cells.
+    sums: {condition: its `sums_of_cells`}. None where there are not two such cells.
     """
     others = [of_key for other, of_key in sums.items() if other[1] == key[1] and other != key]
-    n = sum(cells for cells, _, _ in others)
+    n = sum(cells for cells, _ in others)
     if n < 2:
         return None
-    mean = sum(total for _, total, _ in others) / n
-    squares = sum(squares for _, _, squares in others)
+    _, total, squares = sum(sums_of_genes for _, sums_of_genes in others)
+    mean = total / n
     return mean, np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1)), n
 
 

@@ -355,7 +355,7 @@ def test_weights_compare_a_condition_with_the_cells_of_all_others_of_its_type(sc
     """The moments from sums are those of the cells themselves."""
     keys = [key for key in sorted(screen.groups) if key[0] != "control"]
     key = keys[0]
-    sums = {key: evaluate.sums_of(screen, key) for key in keys}
+    sums = {key: screens.sums_of_cells(screen.X, screen.groups[key]) for key in keys}
     others = [screen.groups[other] for other in keys if other[1] == key[1] and other != key]
     cells = screen.dense(np.concatenate(others)).astype(float)
     mean, sd, n = evaluate.moments_of_rest(sums, key)
