@@ -526,6 +526,7 @@ class ImprovedSettings(Settings):
     if_expressed: bool = setting(
         True, "bridge the level if expressed: fill silent genes with draws"
     )
+    decay: bool = setting(True, "let the learning rate fall evenly to 0")
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -535,6 +536,7 @@ class ImprovedSettings(Settings):
         self.skip_gate = False
         self.anchor = False
         self.if_expressed = False
+        self.decay = False
         return self
 
 

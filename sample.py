@@ -42,7 +42,7 @@ from report import trust
 from report.genes import all_tables, genes_path, in_words
 from screens import CONTROL, InputError, did_you_mean
 
-FORMAT = 10  # of the checkpoint; raise it when that changes
+FORMAT = 11  # of the checkpoint; raise it when that changes
 MOST_SAID = 8  # conditions whose genes are printed
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)
@@ -368,7 +368,7 @@ def predict(model, screen, cells, perturbation, cell_type, n, values, seed, devi
     """
     own = own_seed(seed, perturbation, cell_type)
     # Means over the cells are anchored, so there have to be enough of them.
-    enough = max(n, 256) if model.settings.anchor else n
+    enough = max(n, 64) if model.settings.anchor else n
     rows = draw_controls(screen, cell_type, enough, np.random.default_rng(own))
     noise = Noise(own, device)
     conditions = conditions_of(model, [(perturbation, cell_type)])

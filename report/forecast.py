@@ -33,7 +33,7 @@ def after_training(settings, cells, step):
     comparing two cells takes 60 for every gene (docs/performance.md).
     """
     pair = step / settings.batch
-    sampled = sum(max(n, 256) if settings.anchor else n for n in cells)
+    sampled = sum(max(n, 64) if settings.anchor else n for n in cells)
     compared = sum(n**2 for n in cells)
     sampling = sampled * settings.steps * pair / 4
     scoring = compared * pair * 60 / (24 * settings.width) + 0.1 * len(cells)

@@ -108,14 +108,14 @@ MUTANTS = {
         ),
         (
             "sample.py",
-            "enough = max(n, 256) if model.settings.anchor else n",
+            "enough = max(n, 64) if model.settings.anchor else n",
             "enough = n",
             "the mean of a few cells is put where that of many should be",
         ),
         (
             "sample.py",
-            "enough = max(n, 256) if model.settings.anchor else n",
-            "enough = max(n, 256)",
+            "enough = max(n, 64) if model.settings.anchor else n",
+            "enough = max(n, 64)",
             "cells are simulated for nothing without an anchor",
         ),
         (

@@ -310,6 +310,24 @@ MUTANTS = {
         ),
         (
             "train.py",
+            "settings.learning_rate * (1 - done)",
+            "settings.learning_rate * (1 - done / 2)",
+            "the learning rate falls half-way",
+        ),
+        (
+            "train.py",
+            "done = (epoch + i / len(batches)) / epochs",
+            "done = i / len(batches)",
+            "the learning rate falls to 0 in every epoch",
+        ),
+        (
+            "train.py",
+            "        if settings.decay:\n",
+            "        if True:\n",
+            "--no-decay does nothing",
+        ),
+        (
+            "train.py",
             "    optimiser.step()\n",
             "    pass\n",
             "nothing is learnt",
@@ -384,7 +402,7 @@ MUTANTS = {
         ),
         (
             "report/forecast.py",
-            "max(n, 256) if settings.anchor else n for n in cells",
+            "max(n, 64) if settings.anchor else n for n in cells",
             "n for n in cells",
             "an anchored condition is sampled with 256 cells or more",
         ),

@@ -136,6 +136,7 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--discrete": "(on, as the paper)",
     "--shifts": "(on; paper off)",
     "--skip-gate": "(on; paper off)",
+    "--decay": "(on; paper off)",
     "--anchor": "(on; paper off)",
     "--if-expressed": "(on; paper off)",
     "--width": "(256)",

@@ -64,12 +64,12 @@ def test_a_time_is_rounded_as_one_would_say_it(seconds, words):
 
 
 def test_sampling_grows_with_cells_and_steps_and_scoring_with_the_cells_squared():
-    """An anchored condition is sampled with 256 cells or more."""
+    """An anchored condition is sampled with 64 cells or more."""
     own = ImprovedSettings(batch=64, steps=50, width=256)
-    few, more = (after_training(own, [n], 0.064) for n in (10, 256))
-    assert few == pytest.approx(256 * 50 * 0.001 / 4 + 0.1, abs=0.01)
-    assert more - few == pytest.approx((256**2 - 10**2) * 0.001 * 60 / (24 * 256))
-    assert after_training(own, [256, 256], 0.064) == pytest.approx(2 * more)
+    few, more = (after_training(own, [n], 0.064) for n in (10, 64))
+    assert few == pytest.approx(64 * 50 * 0.001 / 4 + 0.1, abs=0.01)
+    assert more - few == pytest.approx((64**2 - 10**2) * 0.001 * 60 / (24 * 256))
+    assert after_training(own, [64, 64], 0.064) == pytest.approx(2 * more)
     assert after_training(own.paper(), [10], 0.064) < 0.5
 
 

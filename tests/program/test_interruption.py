@@ -64,7 +64,7 @@ def test_every_epoch_has_random_numbers_of_its_own(folder):
     optimiser = torch.optim.SGD(data.model.parameters(), 0.01)
     starts = []
     for settings.seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0)):
-        _, pairs = train_epoch(data, optimiser, epoch, NoProgress())
+        _, pairs = train_epoch(data, optimiser, epoch, 2, NoProgress())
         starts.append(tuple(pairs.start))
     assert len(set(starts)) == 4
     assert starts[0] == starts[-1]

@@ -144,7 +144,7 @@ def epoch_of(data, pairs, patch, rank, processes):
     patch.setattr(train, "descend", descend)
     patch.setattr(train, "exchange", lambda *arguments: None)
     optimiser = torch.optim.SGD(data.model.parameters(), 1.0)
-    train.train_epoch(data, optimiser, 0, NoProgress())
+    train.train_epoch(data, optimiser, 0, 1, NoProgress())
     patch.undo()
     return torch.stack(rows)
 

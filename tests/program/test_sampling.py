@@ -367,8 +367,8 @@ def test_batches_of_a_condition_have_random_numbers_of_their_own(genes, monkeypa
     assert len(set(recorder.numbers)) == 3
 
 
-@pytest.mark.parametrize("anchor, simulated", [(True, 256), (False, 5)])
-def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
+@pytest.mark.parametrize("anchor, simulated", [(True, 64), (False, 5)])
+def test_with_an_anchor_64_cells_stand_for_a_condition_of_few(
     genes, monkeypatch, anchor, simulated
 ):
     """Without one no cell is simulated for nothing."""
@@ -382,13 +382,13 @@ def test_with_an_anchor_256_cells_stand_for_a_condition_of_few(
     assert [part.shape[0] for part in made] == [5, 5, 5]
 
 
-def test_few_cells_are_the_first_of_256(genes):
+def test_few_cells_are_the_first_of_64(genes):
     """Their means over cells were put in the same place."""
     screen, model, _ = restored(genes)
     values = sample.control_values(model, screen, "cpu")
     cells = screens.Cells(screen.X, "cpu")
     few, many = (
-        sample.predict(model, screen, cells, "KLF1", "A549", n, values, 0, "cpu") for n in (5, 256)
+        sample.predict(model, screen, cells, "KLF1", "A549", n, values, 0, "cpu") for n in (5, 64)
     )
     assert np.array_equal(few[0].toarray(), many[0].toarray()[:5])
     assert np.array_equal(few[1].toarray(), many[1].toarray()[:5])
