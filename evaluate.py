@@ -649,13 +649,16 @@ def columns_of(names, path, screen):
 def condition_labels(obs, path):
     """The condition of every predicted cell, as perturbation@cell_type where both are known."""
     if "perturbation" in obs and "cell_type" in obs:
-        return obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
-    if "condition" in obs:
-        return obs["condition"].astype(str)
-    raise InputError(
-        f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
-        f"{', '.join(obs) or 'none'}"
-    )
+        labels = obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
+    elif "condition" in obs:
+        labels = obs["condition"].astype(str)
+    else:
+        raise InputError(
+            f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
+            f"{', '.join(obs) or 'none'}"
+        )
+    screens.check_plain(labels.unique(), path)
+    return labels
 
 
 def write_truth(path, screen, conditions):
@@ -705,12 +708,12 @@ def read_scores(run, suffix):
     path = f"{run}/metrics{suffix}.json"
     try:
         with open(path) as file:
-            content = json.load(file, object_hook=null_to_nan)
+            content = screens.from_json(file.read(), object_hook=null_to_nan)
         if not screens.has_form(content, SCORED):
             raise ValueError("not as write_scores has it")
         rows = {row["condition"]: row for row in content["conditions"] if row["scores"]}
         return content["source"], content["squared"], rows, content.get("costs", {})
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: not readable; score each run first, with evaluate.py {run}"
         ) from error
@@ -834,10 +837,12 @@ def origin_of(predicted):
     """What predicted cells say of the run that made them: run, seed, device, settings, reading."""
     about = screens.open_h5ad(predicted).uns["departures"]
     try:
-        parts = {name: json.loads(about[name]) for name in ("settings", "reading")}
-        if not screens.has_form(parts["settings"], {str: float | int | str | bool | None}):
+        parts = {name: screens.from_json(about[name]) for name in ("settings", "reading")}
+        own = {name: str(about[name]) for name in ("run", "device")}
+        plain = {str: float | int | str | bool | None}
+        if not (screens.has_form(parts["settings"], plain) and screens.has_form(own, plain)):
             raise TypeError("settings are plain values by name")
-        return {**about, **parts, "run": str(about["run"]), "seed": int(about["seed"])}
+        return {**about, **parts, **own, "seed": int(about["seed"])}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{predicted}: damaged, it does not say which run made it; sample again"
@@ -913,7 +918,7 @@ def screen_of_run(predicted):
 def reading_of(about):
     """What predicted cells say of how their run's screen was read; None if they do not."""
     try:
-        return json.loads(about["reading"])
+        return screens.from_json(about["reading"])
     except (LookupError, TypeError, ValueError):
         return None
 
@@ -1119,7 +1124,7 @@ def read_arguments():
     group.add_argument(
         "--cheats", action="store_true", help="score cheats beside its model: what fools a metric?"
     )
-    group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
+    group.add_argument("--device", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
     group.add_argument(
@@ -1131,9 +1136,7 @@ def read_arguments():
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
     group = parser.add_argument_group("scoring")
-    group.add_argument(
-        "--seed", type=screens.SEED, default=0, help="of the halves and of --rivals (0)"
-    )
+    group.add_argument("--seed", type=screens.SEED, help="of the halves and of --rivals (0)")
     group.add_argument(
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
@@ -1147,6 +1150,8 @@ def read_arguments():
     args = parser.parse_args()
     check_arguments(args)
     args.rivals = rivals_named(args.rivals)
+    args.seed = args.seed or 0
+    args.device = args.device or "cpu"
     return args
 
 
@@ -1156,6 +1161,13 @@ def check_arguments(args):
     either = bool(args.predicted or args.data)
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
+    as_read = "on a run, which knows how its file is read"
+    screens.check_effects(
+        *((screens.flag(name), args.run and getattr(args, name), as_read) for name in COLUMNS),
+        ("--training", args.training and not args.run, "without a run"),
+        ("--device", args.device and not args.rivals, "without --rivals"),
+        ("--seed", args.seed is not None and len(args.run) > 1, "on runs that are scored already"),
+    )
     if (args.report or args.write_truth) and len(args.run) > 1:
         raise InputError("--report and --write-truth are of one run: score each run by itself")
     if args.rivals and (len(args.run) != 1 or args.training):

@@ -625,6 +625,13 @@ def parse():
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
+    screens.check_effects(
+        *(
+            (screens.flag(name), getattr(args, name) and not args.data, "without --data")
+            for name in cell_columns()
+        ),
+        ("--training", args.training and args.condition, "beside --condition"),
+    )
     if args.data and not args.condition:
         raise InputError("--data needs --condition: name what to predict for those control cells")
     return args

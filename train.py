@@ -79,6 +79,10 @@ def build(screen, settings, device, also=()):
     edges = None
     if settings.grn not in ("structural", "coexpression", "none"):
         edges = screens.read_edges(settings.grn)
+    if edges is not None and screen.kind == "drug":
+        raise InputError(
+            f"--grn {settings.grn}: {screen.source} is a screen of drugs; leave it out"
+        )
     if settings.drug_embedding and screen.kind == "gene":
         raise InputError(
             f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; "
@@ -130,7 +134,8 @@ def targets_in(screen, groups):
 
 def check_also(also, screen, edges, structure):
     """Refuse a gene of --also that neither the screen nor the user's files know."""
-    known = {*screen.genes, *structure, *([] if edges is None else edges["source"])}
+    known = {*structure, *([] if edges is None else edges["source"])}
+    known |= set(screen.genes) if screen.kind == "gene" else set()
     for gene in also:
         if gene not in known:
             raise InputError(
@@ -701,7 +706,28 @@ def parse():
     for name, value in vars(args).items():
         if value == "":
             raise InputError(f"{flag(name)} is empty; give a value or leave it out")
+    drawn = hasattr(args, "test_fraction")
+    screens.check_effects(
+        ("--split-column", args.split_column and args.test, "beside --test"),
+        ("--test-fraction", drawn and args.test, "beside --test"),
+        ("--test-fraction", drawn and args.split_column, "beside --split-column"),
+        ("--verbose", args.verbose and args.ablate is not None, "beside --ablate"),
+    )
     return args
+
+
+def note_effects(settings, args):
+    """Say which settings that were given change nothing beside the others.
+
+    They are not refused, for the variants of --ablate share options.
+    """
+    for name, idle, why in (
+        ("embedding", settings.shifts, "with --shifts"),
+        ("epsilon", settings.pairing != "entropic", f"with --pairing {settings.pairing}"),
+        ("cost", settings.pairing == "random", "with --pairing random"),
+    ):
+        if idle and hasattr(args, name):
+            print(f"note: {flag(name)} has no effect {why}")
 
 
 def settings_of(args):
@@ -779,6 +805,7 @@ def free_folder(args):
 def new_run(args, device):
     """Begin a run; simulates the screen if no file is named. A bad file leaves nothing behind."""
     settings = settings_of(args)
+    note_effects(settings, args)
     out = free_folder(args)
     if os.path.isfile(out):
         raise InputError(f"{out}: is a file; --out names a folder")

@@ -216,8 +216,8 @@ COMMAND_LINE = [
     ),
     (
         "screens/command_line.py",
-        'return " ".join(str(error).split()) or',
-        "return str(error) or",
+        'said = " ".join(str(error).split()) or',
+        "said = str(error) or",
         "an error of several lines",
     ),
     (
@@ -711,7 +711,7 @@ FUZZ = [
     ),
     (
         "screens/command_line.py",
-        "        check_text(sys.argv)\n",
+        "        check_text([*sys.argv, os.getcwd()])\n",
         "",
         "a name that is not UTF-8 is a traceback where it is printed or kept",
     ),

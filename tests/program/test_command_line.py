@@ -84,6 +84,22 @@ def test_every_setting_can_be_set_from_the_command_line(field):
     }
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--embedding 8", "note: --embedding has no effect with --shifts\n"),
+        ("--paper --embedding 8 --epsilon 0.1 --cost cosine", ""),
+        ("--pairing exact --epsilon 0.1", "note: --epsilon has no effect with --pairing exact\n"),
+        ("--pairing random --cost cosine", "note: --cost has no effect with --pairing random\n"),
+    ],
+)
+def test_a_setting_that_changes_nothing_beside_the_others_is_named(options, said, capsys):
+    """And no other is."""
+    args = train.parser_of_settings().parse_args(options.split())
+    train.note_effects(train.settings_of(args), args)
+    assert capsys.readouterr().out == said
+
+
 # ---- Help ----------------------------------------------------------------------------------------
 
 
@@ -661,7 +677,7 @@ def test_a_simulated_screen_of_drugs_is_one_of_drugs(tmp_path):
     """With so many of them."""
     done(tmp_path, "toy_data.py", "screen", "d.h5ad", "--drugs", 4, "--cells", 400, "--genes", 20)
     printed = done(tmp_path, "-m", "screens", "d.h5ad", "--split-column", "split_drug")
-    assert "16 drug perturbations" in printed
+    assert "4 drugs at 4 doses from" in printed
     assert "structures from uns" in printed
 
 
@@ -669,6 +685,8 @@ def test_a_simulated_screen_of_drugs_is_one_of_drugs(tmp_path):
 
 SCRIPTS = [["train.py"], ["sample.py"], ["evaluate.py"], ["toy_data.py"], ["-m", "screens"]]
 SCRIPTS += [["-m", f"course.{name}"] for name in ("gaussian", "pairing", "trackability")]
+SCRIPTS += [[f"docs/{name}.py"] for name in ("bridges", "ceilings", "rivals")]
+SCRIPTS += [[f"course/{name}.py"] for name in ("figures", "grade", "run_lessons")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script[-1])
