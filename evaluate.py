@@ -306,8 +306,11 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             targets=target_columns(screen, key[0]),
             spread=spread,
         )
+        targets = [target for target, _ in screens.targets_of(key[0], screen.kind)]
         row = {
             "condition": "@".join(key),
+            "perturbation": "+".join(targets),
+            "cell type": str(key[1]),
             "cells": len(measured),
             "scores": scores,
             "spread": spread,
@@ -462,28 +465,46 @@ def summarise(rows, more=()):
     For an entry see `summary_entry`. more: names of further methods.
     """
     summary = {}
+    unit = independent_unit(rows)
     for name in [*RIVALS, *TRAINED, "model", *REFERENCES, *more]:
-        scores = [row["scores"] for row in rows if name in row["scores"]]
+        scored = [row for row in rows if name in row["scores"]]
+        scores = [row["scores"] for row in scored]
+        units = np.array([i if unit == "condition" else row[unit] for i, row in enumerate(scored)])
         for metric in METRICS:
             for genes in GENE_SETS:
-                entry = summary_entry(scores, name, metric, genes)
+                entry = summary_entry(scores, name, metric, genes, units)
                 if entry:
+                    entry["unit"] = unit
                     entry |= spread_over_halves(rows, name, metric, genes, entry["conditions"])
                     summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
 
-def summary_entry(scores, name, metric, genes):
+def independent_unit(rows):
+    """What a sign test counts: perturbations, for their cell types and doses repeat one another.
+
+    Cell types where all is of one perturbation; conditions in rows that do not say, of an older
+    version.
+    """
+    for unit in ("perturbation", "cell type"):
+        if all(unit in row for row in rows) and len({row[unit] for row in rows}) > 1:
+            return unit
+    return "perturbation" if all("perturbation" in row for row in rows) else "condition"
+
+
+def summary_entry(scores, name, metric, genes, units):
     """What a method scores over the conditions that it applies to; None if there are none.
 
     mean, sd, conditions: over conditions, and how many they are. gap_closed (of distances): of the
     means, so that weak perturbations, whose own gap is a division by almost nothing, weigh what
     they should. gap_closed_from_mean: the same with the perturbed mean at 0. beaten_in (of rivals):
-    in how many conditions the model scores better than the method; p: of a two-sided sign test of
-    that. ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
+    in how many conditions the model scores better than the method; p: of a two-sided sign test, in
+    which each of the `units` (one for each of the scores) counts once, by its mean; their number.
+    ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
     """
     values = values_of(scores, metric, genes, (name, "control", BASELINE, "floor", "model"))
-    x, control, average, floor, model = values[~np.isnan(values[:, 0])].T
+    scored = ~np.isnan(values[:, 0])
+    x, control, average, floor, model = values[scored].T
     if not len(x):
         return None
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
@@ -496,7 +517,9 @@ def summary_entry(scores, name, metric, genes):
         entry["ceiling"] = float(np.nanmean(ceilings)) if (x > 0).any() else float("nan")
     if name not in ("model", *REFERENCES):
         better = x - model if metric in DISTANCES else model - x
-        entry["beaten_in"], entry["p"] = sign_test(better)
+        entry["beaten_in"] = int((better > 0).sum())
+        of_units = pd.Series(better).groupby(units[scored]).mean()
+        entry["units"], entry["p"] = len(of_units), sign_test(of_units)
     return entry
 
 
@@ -546,15 +569,12 @@ def dynamic_ranges(rows):
 
 
 def sign_test(differences):
-    """How many of some differences are above 0, and the p-value of a two-sided sign test.
-
-    Ties and NaN take no side.
-    """
+    """The p-value of a two-sided sign test of some differences. Ties and NaN take no side."""
     above = int((differences > 0).sum())
     contested = above + int((differences < 0).sum())
     if not contested:
-        return above, 1.0
-    return above, float(stats.binomtest(above, contested).pvalue)
+        return 1.0
+    return float(stats.binomtest(above, contested).pvalue)
 
 
 def per_condition(rows):

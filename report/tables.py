@@ -67,7 +67,8 @@ TITLES = {
     "gap_closed": "gap closed: 0 as far as the control cells, 1 as close as the floor",
     "gap_closed_from_mean": "gap closed from the perturbed mean: 0 as far as that, 1 as the floor",
     "active": "gap closed over the conditions that do something, {n} of {all}",
-    "wins": "conditions in which the model is better, and the p-value of a two-sided sign test",
+    "wins": "conditions in which the model is better, and the p-value of a two-sided sign test "
+    "over {unit}s",
 }
 COSTS = "; seconds to train and to predict (of the model: of its epochs)"
 SHORT = {
@@ -174,7 +175,8 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
         if tables and not table.lines:
             continue
         told = "few" if kind == "raw" and of_halves(summary) else kind
-        table = table._replace(title=TITLES[told].format(n=len(rows)))
+        unit = summary["model"]["E-distance"]["all"].get("unit", "condition")
+        table = table._replace(title=TITLES[told].format(n=len(rows), unit=unit))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
         tables.append(table)

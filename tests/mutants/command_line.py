@@ -236,6 +236,30 @@ COMMAND_LINE = [
 
 BAD_INPUT = [
     (
+        "screens/files.py",
+        "            check_plain([*table.index, *table.columns], path)\n",
+        "            pass\n",
+        "names of genes, cells and columns write to the terminal what they like",
+    ),
+    (
+        "screens/limits.py",
+        "return isinstance(value, form) and not unseen",
+        "return isinstance(value, form)",
+        "names in a checkpoint do",
+    ),
+    (
+        "screens/limits.py",
+        "    except RecursionError as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "JSON that is nested too deeply is a traceback",
+    ),
+    (
+        "screens/command_line.py",
+        "        if idle:\n            raise",
+        "        if False:\n            raise",
+        "options without effect are ignored",
+    ),
+    (
         "train.py",
         '    torch.save(content, memory)\n    screens.save(f"{run}/model.pt", memory.getbuffer())',
         '    torch.save(content, f"{run}/model.pt")',

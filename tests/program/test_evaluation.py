@@ -259,11 +259,12 @@ def test_discrimination_tells_the_conditions_own_cells_from_controls(summaries):
     assert mean("controls") < 0.6
 
 
-def test_the_sign_test_counts_the_conditions_in_which_the_model_is_better(screen, summaries):
+def test_a_summary_counts_the_conditions_in_which_the_model_is_better(screen, summaries):
     twin = summaries["twin"]["linear knock-out"]["E-distance"]["all"]
     shuffled = summaries["shuffled"]["control"]["E-distance"]["all"]
     assert twin["beaten_in"] == len(screen.held_out)
     assert shuffled["beaten_in"] == 0
+    assert (twin["unit"], twin["units"]) == ("perturbation", len({p for p, _ in screen.held_out}))
 
 
 # ---- What the metrics are worth on a screen ------------------------------------------------------
