@@ -932,7 +932,7 @@ def screen_of_run(predicted):
         )
     reading = reading_of(about)
     screens.check_reading(reading, predicted)
-    return screens.prepare(**reading)
+    return screens.prepare_again(reading, os.path.dirname(predicted))
 
 
 def reading_of(about):
@@ -1179,6 +1179,8 @@ def check_arguments(args):
     """Raise InputError for arguments that do not go together."""
     both = bool(args.predicted and args.data)
     either = bool(args.predicted or args.data)
+    for run in filter(os.path.isfile, args.run):
+        raise InputError(f"{run}: is a file; give the folder of a run, or --predicted and --data")
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
     as_read = "on a run, which knows how its file is read"

@@ -703,9 +703,6 @@ def said(value):
 def parse():
     """The command line's arguments. Settings that were not given are not among them."""
     args = parser_of_settings().parse_args()
-    for name, value in vars(args).items():
-        if value == "":
-            raise InputError(f"{flag(name)} is empty; give a value or leave it out")
     drawn = hasattr(args, "test_fraction")
     screens.check_effects(
         ("--split-column", args.split_column and args.test, "beside --test"),
@@ -874,9 +871,11 @@ def resume(out, args, device):
         reading["path"] = os.path.abspath(screens.data_path(args.data))  # it may have moved
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
-    screen = screens.same_screen(screens.prepare(**reading), checkpoint)
+    screen = screens.same_screen(screens.prepare_again(reading, out), checkpoint)
     parts = ("epoch", "epochs", "optimiser", "log", "groups", "library", "left_out")
     state = {part: checkpoint[part] for part in parts}
+    if args.data and RANK == 0:
+        write_checkpoint(out, model, model.settings, reading, state)  # it knows where, from now on
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     return Run(out, reading, model.settings, screen, model, state)

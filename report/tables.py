@@ -169,14 +169,14 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
     if paper:
         shown[f"paper, {paper}"] = published(paper, len(rows))
     tables = []
+    units = {scores["E-distance"]["all"].get("unit", "condition") for scores in summary.values()}
     for kind, columns in TABLES:
         columns = [column for column in columns if is_scored(summary, *column)]
         table = one_table(kind, columns, shown, ranges)
         if tables and not table.lines:
             continue
         told = "few" if kind == "raw" and of_halves(summary) else kind
-        unit = summary["model"]["E-distance"]["all"].get("unit", "condition")
-        table = table._replace(title=TITLES[told].format(n=len(rows), unit=unit))
+        table = table._replace(title=TITLES[told].format(n=len(rows), unit=" or ".join(units)))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
         tables.append(table)

@@ -51,6 +51,7 @@ from screens.screen import (
     check_reading,
     describe,
     prepare,
+    prepare_again,
     read_screen,
     same_screen,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "open_h5ad",
     "population_statistics",
     "prepare",
+    "prepare_again",
     "public_name",
     "read_edges",
     "read_log",

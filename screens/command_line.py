@@ -1,6 +1,7 @@
 """What all scripts share: errors in one line, signals, the look of --help."""
 
 import argparse
+import itertools
 import os
 import re
 import signal
@@ -66,7 +67,8 @@ def run_script(main):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     sys.unraisablehook = drop
-    sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also in a file
+    # In order with stderr, also in a file; what a terminal cannot show as Python writes it.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
         check_text([*sys.argv, os.getcwd()])
@@ -94,8 +96,12 @@ def check_plain(texts, where):
 
 
 def check_text(arguments):
-    """Raise InputError for a text that is not plain, or not UTF-8, which no file could keep."""
+    """Raise InputError for an argument that is empty, not plain, or not UTF-8: no file keeps it."""
     check_plain(arguments, "the command line")
+    for before, argument in itertools.pairwise(arguments):
+        option = before if argument == "" else argument.removesuffix("=")
+        if option != argument and option.startswith("--"):
+            raise InputError(f"{option} is empty; give a value or leave it out")
     for argument in arguments:
         try:
             argument.encode()

@@ -116,6 +116,16 @@ def prepare(
     return choose_genes(screen, genes)
 
 
+def prepare_again(reading, run):
+    """The screen of a run, read as the run says. InputError, with a remedy, where it has gone."""
+    if not (reading.get("name") or os.path.exists(reading["path"])):
+        raise InputError(
+            f"{reading['path']}: no such file; if it has moved, train.py --resume {run} --data "
+            "FILE tells the run where it is"
+        )
+    return prepare(**reading)
+
+
 def read_screen(
     path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None,
     unlabelled=False,

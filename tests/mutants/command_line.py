@@ -266,10 +266,10 @@ BAD_INPUT = [
         "half a checkpoint, where the disk is full",
     ),
     (
-        "train.py",
-        'if value == "":',
-        "if value is None:",
-        "an option that was given is refused for one that was not",
+        "screens/command_line.py",
+        'if option != argument and option.startswith("--"):',
+        "if False:",
+        "an empty value is taken for none",
     ),
     (
         "train.py",
@@ -375,8 +375,8 @@ BAD_INPUT = [
     ),
     (
         "train.py",
-        "screens.same_screen(screens.prepare(**reading), checkpoint)",
-        "screens.prepare(**reading)",
+        "screens.same_screen(screens.prepare_again(reading, out), checkpoint)",
+        "screens.prepare_again(reading, out)",
         "a run goes on with another file",
     ),
     (
@@ -534,8 +534,8 @@ LOADING = [
     ),
     (
         "screens/command_line.py",
-        "sys.stdout.reconfigure(line_buffering=True)",
-        "sys.stdout.reconfigure(line_buffering=None)",
+        "sys.stdout.reconfigure(line_buffering=True, ",
+        "sys.stdout.reconfigure(line_buffering=None, ",
         "in a file an error stands above what was printed before it",
     ),
     (

@@ -529,6 +529,9 @@ SETTINGS = [
     Bad("train.py --data tiny.h5ad --kappa cosine", "--kappa", "unrecognized arguments"),
     Bad("train.py --data tiny.h5ad --learning-rate", "--learning", "expected one argument"),
     Bad("train.py --data tiny.h5ad --layer ''", "--layer", "is empty"),
+    Bad("train.py --data tiny.h5ad --also=", "--also", "is empty; give a value or leave it out"),
+    Bad("sample.py run --out ''", "--out", "is empty; give a value or leave it out"),
+    Bad("evaluate.py run --report ''", "--report", "is empty; give a value or leave it out"),
     Bad("train.py --data tiny.h5ad --grn edges.csv", "edges.csv", "columns source and target"),
     Bad("train.py --data tiny.h5ad --grn headless.csv", "headless.csv", "at least one row"),
     Bad("train.py --data tiny.h5ad --grn gaps.csv", "gaps.csv", "a target in every row"),
@@ -593,7 +596,10 @@ RUNS = [
     Bad("train.py --resume run --seed 0", "--resume run", "leave out --seed"),
     Bad("train.py --resume run --paper --out x", "--resume run", "leave out --out, --paper"),
     Bad("train.py --resume run --data renamed.h5ad", "renamed.h5ad", "the file has changed since"),
-    Bad("train.py --resume run_moved", "gone.h5ad", "no such file"),
+    Bad(
+        "train.py --resume run_moved", "gone.h5ad", "train.py --resume run_moved --data FILE tells"
+    ),
+    Bad("sample.py run_moved", "gone.h5ad", "train.py --resume run_moved --data FILE tells"),
     Bad("train.py --resume run_old", "run_old/model.pt", f"version ({train.sample.FORMAT - 1}, th"),
     Bad("train.py --resume run_pickle", "run_pickle/model.pt", "not a checkpoint of plain"),
     Bad("train.py --resume run_cost", "--cost", "must be one of sqeuclidean, euclidean, cosine"),
@@ -670,6 +676,9 @@ SCORING = [
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
     Bad("evaluate.py run --cheats --training", "--cheats", "takes one run"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
+    Bad(
+        "evaluate.py run/model.pt", "run/model.pt", "is a file; give the folder of a run, or --pre"
+    ),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),
     Bad("evaluate.py run_damaged", "run_damaged/predicted.h5ad", "not say which run made it"),

@@ -616,6 +616,28 @@ def test_a_run_whose_file_has_moved_can_be_resumed(folder, cut, tmp_path):
     torch.save(content, tmp_path / "cut/model.pt")
     done(tmp_path, "train.py", "--resume", "cut", "--data", moved, first=without_scores)
     assert (tmp_path / "cut/predicted.h5ad").exists()
+    done(tmp_path, "sample.py", "cut")  # which knows it from then on
+    done(tmp_path, "evaluate.py", "cut")
+
+
+def test_a_condition_that_two_names_mean_is_predicted_once(folder, tmp_path):
+    """Its cells would be there twice."""
+    words = ["--condition", "TF001", "--condition", "TF001@typeA", "--cells", 5]
+    done(folder, "sample.py", "run", *words, "--out", tmp_path / "x.h5ad")
+    counts = anndata.read_h5ad(tmp_path / "x.h5ad").obs["condition"].value_counts()
+    assert counts.to_dict() == {"TF001@typeA": 5, "TF001@typeB": 5}
+
+
+def ascii_only():
+    """In the process of a script: a terminal that knows no other letters."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    without_figures()
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_code(folder):
+    """As on Windows, where a traceback would end the run."""
+    printed = done(folder, "evaluate.py", "run", "--verbose", first=ascii_only)
+    assert r"mean \xb1 standard deviation" in printed
 
 
 # ---- A user's network ----------------------------------------------------------------------------
