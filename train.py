@@ -134,8 +134,12 @@ def targets_in(screen, groups):
 
 def check_also(also, screen, edges, structure):
     """Refuse a gene of --also that neither the screen nor the user's files know."""
-    known = {*structure, *([] if edges is None else edges["source"])}
-    known |= set(screen.genes) if screen.kind == "gene" else set()
+    if also and screen.kind == "drug":
+        raise InputError(
+            f"--also {also[0]}: {screen.source} is a screen of drugs; every drug of a "
+            "--drug-embedding can be asked for without it"
+        )
+    known = {*screen.genes, *structure, *([] if edges is None else edges["source"])}
     for gene in also:
         if gene not in known:
             raise InputError(

@@ -555,7 +555,11 @@ SETTINGS = [
         without_rdkit,
     ),
     Bad("train.py --data drugs.h5ad --grn edges2.csv", "edges2.csv", "is a screen of drugs; leave"),
-    Bad("train.py --data drugs.h5ad --also ENSG00000000001", "--also", "nor a source in a --grn"),
+    Bad(
+        "train.py --data drugs.h5ad --also ENSG00000000001",
+        "--also",
+        "of a --drug-embedding can be",
+    ),
     Bad(
         "train.py --data tiny.h5ad --test TF006 --split-column x", "--split-column", "beside --test"
     ),
