@@ -712,12 +712,20 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
     screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
 
 
+NEST = {str: {str: {str: float | int}}}  # {method: {metric: {gene set: score}}}
 SCORED = {  # the form of a metrics.json (`screens.has_form`)
     "source": str,
     "squared": bool,
     "costs": {str: {"seconds": float | int, "parameters": float | int}},
     "conditions": [
-        {"condition": str, "scores": {str: {str: {str: float | int}}}, str: object},
+        {
+            "condition": str,
+            "perturbation": str,
+            "cell type": str,
+            "scores": NEST,
+            "spread": NEST,
+            str: object,
+        },
     ],
     str: object,
 }
@@ -732,6 +740,12 @@ def read_scores(run, suffix):
         if not screens.has_form(content, SCORED):
             raise ValueError("not as write_scores has it")
         rows = {row["condition"]: row for row in content["conditions"] if row["scores"]}
+        for scores in (row["scores"] for row in rows.values()):
+            needed = [scores[name] for name in {"control", "model", "floor", *scores}]
+            if not all("all" in of_method["E-distance"] for of_method in needed):
+                raise ValueError("a method without its E-distance")
+        if not all(len(costs) == 2 for costs in content.get("costs", {}).values()):
+            raise ValueError("costs without their seconds or parameters")
         return content["source"], content["squared"], rows, content.get("costs", {})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

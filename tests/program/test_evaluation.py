@@ -753,7 +753,8 @@ def test_a_run_that_was_not_scored_is_named(scored):
         evaluate.pool_runs([str(scored / "root"), "nowhere"])
 
 
-ROW = {"condition": "A@x", "scores": {"model": {"EMD": {"all": 1.0}}}}
+ROW = row_of(1.0, 0.4)
+SCORES = ROW["scores"]
 WHOLE = {"source": "x.h5ad", "squared": False, "costs": {}, "conditions": [ROW]}
 NO_SCORES = [  # what is no metrics.json
     None,
@@ -761,7 +762,13 @@ NO_SCORES = [  # what is no metrics.json
     {**WHOLE, "conditions": ["A@x"]},
     {**WHOLE, "conditions": [{"condition": "A@x"}]},
     {**WHOLE, "conditions": [{**ROW, "condition": ["A"]}]},
-    {**WHOLE, "conditions": [{**ROW, "scores": {"model": {"EMD": {"all": "low"}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"EMD": {"all": "low"}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"EMD": {"all": 1.0}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"E-distance": {}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {"model": SCORES["model"]}}]},
+    {**WHOLE, "conditions": [{**ROW, "perturbation": ["A"]}]},
+    {**WHOLE, "conditions": [{**ROW, "spread": 5}]},
+    {**WHOLE, "costs": {"model": {"seconds": 1}}},
     {**WHOLE, "source": ["x.h5ad"]},
     {**WHOLE, "costs": {"model": {"seconds": "few"}}},
 ]
