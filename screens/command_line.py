@@ -71,7 +71,8 @@ def run_script(main):
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
-        check_text([*sys.argv, os.getcwd()])
+        check_text(sys.argv, "the command line")
+        check_text([os.getcwd()], "the current folder")
         main()
         check_stopped()
     except (InputError, OSError, MemoryError) as error:
@@ -95,9 +96,9 @@ def check_plain(texts, where):
             )
 
 
-def check_text(arguments):
+def check_text(arguments, where):
     """Raise InputError for an argument that is empty, not plain, or not UTF-8: no file keeps it."""
-    check_plain(arguments, "the command line")
+    check_plain(arguments, where)
     for before, argument in itertools.pairwise(arguments):
         option = before if argument == "" else argument.removesuffix("=")
         if option != argument and option.startswith("--"):

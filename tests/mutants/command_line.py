@@ -735,7 +735,7 @@ FUZZ = [
     ),
     (
         "screens/command_line.py",
-        "        check_text([*sys.argv, os.getcwd()])\n",
+        '        check_text(sys.argv, "the command line")\n',
         "",
         "a name that is not UTF-8 is a traceback where it is printed or kept",
     ),

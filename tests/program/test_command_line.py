@@ -628,6 +628,15 @@ def test_a_condition_that_two_names_mean_is_predicted_once(folder, tmp_path):
     assert counts.to_dict() == {"TF001@typeA": 5, "TF001@typeB": 5}
 
 
+def test_a_folder_that_would_write_to_the_terminal_is_no_place_to_work_in(folder, tmp_path):
+    """Its path is printed, and kept in checkpoints."""
+    red = tmp_path / "\x1b[31mred"
+    red.mkdir()
+    code, printed, errors = Script(red, "-m", "screens", folder / "tiny.h5ad").ended()
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: the current folder: ") and "\x1b" not in errors
+
+
 def ascii_only():
     """In the process of a script: a terminal that knows no other letters."""
     sys.stdout.reconfigure(encoding="ascii", errors="strict")
