@@ -306,8 +306,11 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             targets=target_columns(screen, key[0]),
             spread=spread,
         )
+        targets = [target for target, _ in screens.targets_of(key[0], screen.kind)]
         row = {
             "condition": "@".join(key),
+            "perturbation": "+".join(targets),
+            "cell type": str(key[1]),
             "cells": len(measured),
             "scores": scores,
             "spread": spread,
@@ -462,28 +465,46 @@ def summarise(rows, more=()):
     For an entry see `summary_entry`. more: names of further methods.
     """
     summary = {}
+    unit = independent_unit(rows)
     for name in [*RIVALS, *TRAINED, "model", *REFERENCES, *more]:
-        scores = [row["scores"] for row in rows if name in row["scores"]]
+        scored = [row for row in rows if name in row["scores"]]
+        scores = [row["scores"] for row in scored]
+        units = np.array([i if unit == "condition" else row[unit] for i, row in enumerate(scored)])
         for metric in METRICS:
             for genes in GENE_SETS:
-                entry = summary_entry(scores, name, metric, genes)
+                entry = summary_entry(scores, name, metric, genes, units)
                 if entry:
+                    entry["unit"] = unit
                     entry |= spread_over_halves(rows, name, metric, genes, entry["conditions"])
                     summary.setdefault(name, {}).setdefault(metric, {})[genes] = entry
     return summary
 
 
-def summary_entry(scores, name, metric, genes):
+def independent_unit(rows):
+    """What a sign test counts: perturbations, for their cell types and doses repeat one another.
+
+    Cell types where all is of one perturbation; conditions in rows that do not say, of an older
+    version.
+    """
+    for unit in ("perturbation", "cell type"):
+        if all(unit in row for row in rows) and len({row[unit] for row in rows}) > 1:
+            return unit
+    return "perturbation" if all("perturbation" in row for row in rows) else "condition"
+
+
+def summary_entry(scores, name, metric, genes, units):
     """What a method scores over the conditions that it applies to; None if there are none.
 
     mean, sd, conditions: over conditions, and how many they are. gap_closed (of distances): of the
     means, so that weak perturbations, whose own gap is a division by almost nothing, weigh what
     they should. gap_closed_from_mean: the same with the perturbed mean at 0. beaten_in (of rivals):
-    in how many conditions the model scores better than the method; p: of a two-sided sign test of
-    that. ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
+    in how many conditions the model scores better than the method; p: of a two-sided sign test, in
+    which each of the `units` (one for each of the scores) counts once, by its mean; their number.
+    ceiling (of the floor's correlations): `full_depth`, its mean over conditions.
     """
     values = values_of(scores, metric, genes, (name, "control", BASELINE, "floor", "model"))
-    x, control, average, floor, model = values[~np.isnan(values[:, 0])].T
+    scored = ~np.isnan(values[:, 0])
+    x, control, average, floor, model = values[scored].T
     if not len(x):
         return None
     entry = {"mean": float(x.mean()), "sd": float(x.std()), "conditions": len(x)}
@@ -496,7 +517,9 @@ def summary_entry(scores, name, metric, genes):
         entry["ceiling"] = float(np.nanmean(ceilings)) if (x > 0).any() else float("nan")
     if name not in ("model", *REFERENCES):
         better = x - model if metric in DISTANCES else model - x
-        entry["beaten_in"], entry["p"] = sign_test(better)
+        entry["beaten_in"] = int((better > 0).sum())
+        of_units = pd.Series(better).groupby(units[scored]).mean()
+        entry["units"], entry["p"] = len(of_units), sign_test(of_units)
     return entry
 
 
@@ -546,15 +569,12 @@ def dynamic_ranges(rows):
 
 
 def sign_test(differences):
-    """How many of some differences are above 0, and the p-value of a two-sided sign test.
-
-    Ties and NaN take no side.
-    """
+    """The p-value of a two-sided sign test of some differences. Ties and NaN take no side."""
     above = int((differences > 0).sum())
     contested = above + int((differences < 0).sum())
     if not contested:
-        return above, 1.0
-    return above, float(stats.binomtest(above, contested).pvalue)
+        return 1.0
+    return float(stats.binomtest(above, contested).pvalue)
 
 
 def per_condition(rows):
@@ -649,13 +669,16 @@ def columns_of(names, path, screen):
 def condition_labels(obs, path):
     """The condition of every predicted cell, as perturbation@cell_type where both are known."""
     if "perturbation" in obs and "cell_type" in obs:
-        return obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
-    if "condition" in obs:
-        return obs["condition"].astype(str)
-    raise InputError(
-        f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
-        f"{', '.join(obs) or 'none'}"
-    )
+        labels = obs["perturbation"].astype(str) + "@" + obs["cell_type"].astype(str)
+    elif "condition" in obs:
+        labels = obs["condition"].astype(str)
+    else:
+        raise InputError(
+            f"{path}: needs obs columns perturbation and cell_type, or condition; it has "
+            f"{', '.join(obs) or 'none'}"
+        )
+    screens.check_plain(labels.unique(), path)
+    return labels
 
 
 def write_truth(path, screen, conditions):
@@ -689,12 +712,20 @@ def write_scores(out, suffix, screen, rows, summary, tables, squared, costs):
     screens.save(f"{out}/metrics{suffix}.md", as_markdown(tables, squared).encode())
 
 
+NEST = {str: {str: {str: float | int}}}  # {method: {metric: {gene set: score}}}
 SCORED = {  # the form of a metrics.json (`screens.has_form`)
     "source": str,
     "squared": bool,
     "costs": {str: {"seconds": float | int, "parameters": float | int}},
     "conditions": [
-        {"condition": str, "scores": {str: {str: {str: float | int}}}, str: object},
+        {
+            "condition": str,
+            "perturbation": str,
+            "cell type": str,
+            "scores": NEST,
+            "spread": NEST,
+            str: object,
+        },
     ],
     str: object,
 }
@@ -705,12 +736,18 @@ def read_scores(run, suffix):
     path = f"{run}/metrics{suffix}.json"
     try:
         with open(path) as file:
-            content = json.load(file, object_hook=null_to_nan)
+            content = screens.from_json(file.read(), object_hook=null_to_nan)
         if not screens.has_form(content, SCORED):
             raise ValueError("not as write_scores has it")
         rows = {row["condition"]: row for row in content["conditions"] if row["scores"]}
+        for scores in (row["scores"] for row in rows.values()):
+            needed = [scores[name] for name in {"control", "model", "floor", *scores}]
+            if not all("all" in of_method["E-distance"] for of_method in needed):
+                raise ValueError("a method without its E-distance")
+        if not all(len(costs) == 2 for costs in content.get("costs", {}).values()):
+            raise ValueError("costs without their seconds or parameters")
         return content["source"], content["squared"], rows, content.get("costs", {})
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: not readable; score each run first, with evaluate.py {run}"
         ) from error
@@ -834,10 +871,12 @@ def origin_of(predicted):
     """What predicted cells say of the run that made them: run, seed, device, settings, reading."""
     about = screens.open_h5ad(predicted).uns["departures"]
     try:
-        parts = {name: json.loads(about[name]) for name in ("settings", "reading")}
-        if not screens.has_form(parts["settings"], {str: float | int | str | bool | None}):
+        parts = {name: screens.from_json(about[name]) for name in ("settings", "reading")}
+        own = {name: str(about[name]) for name in ("run", "device")}
+        plain = {str: float | int | str | bool | None}
+        if not (screens.has_form(parts["settings"], plain) and screens.has_form(own, plain)):
             raise TypeError("settings are plain values by name")
-        return {**about, **parts, "run": str(about["run"]), "seed": int(about["seed"])}
+        return {**about, **parts, **own, "seed": int(about["seed"])}
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{predicted}: damaged, it does not say which run made it; sample again"
@@ -907,13 +946,13 @@ def screen_of_run(predicted):
         )
     reading = reading_of(about)
     screens.check_reading(reading, predicted)
-    return screens.prepare(**reading)
+    return screens.prepare_again(reading, os.path.dirname(predicted))
 
 
 def reading_of(about):
     """What predicted cells say of how their run's screen was read; None if they do not."""
     try:
-        return json.loads(about["reading"])
+        return screens.from_json(about["reading"])
     except (LookupError, TypeError, ValueError):
         return None
 
@@ -1119,7 +1158,7 @@ def read_arguments():
     group.add_argument(
         "--cheats", action="store_true", help="score cheats beside its model: what fools a metric?"
     )
-    group.add_argument("--device", default="cpu", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
+    group.add_argument("--device", help="of --rivals: cpu, cuda, cuda:1 … (cpu)")
     group = parser.add_argument_group("any model's cells")
     group.add_argument("--predicted", metavar="H5AD", help="predicted cells")
     group.add_argument(
@@ -1131,9 +1170,7 @@ def read_arguments():
     for name, text in COLUMNS.items():
         group.add_argument("--" + name.replace("_", "-"), metavar="NAME", help=text)
     group = parser.add_argument_group("scoring")
-    group.add_argument(
-        "--seed", type=screens.SEED, default=0, help="of the halves and of --rivals (0)"
-    )
+    group.add_argument("--seed", type=screens.SEED, help="of the halves and of --rivals (0)")
     group.add_argument(
         "--squared", action="store_true", help="the E-distance without its root; needs --out"
     )
@@ -1147,6 +1184,8 @@ def read_arguments():
     args = parser.parse_args()
     check_arguments(args)
     args.rivals = rivals_named(args.rivals)
+    args.seed = args.seed or 0
+    args.device = args.device or "cpu"
     return args
 
 
@@ -1154,8 +1193,17 @@ def check_arguments(args):
     """Raise InputError for arguments that do not go together."""
     both = bool(args.predicted and args.data)
     either = bool(args.predicted or args.data)
+    for run in filter(os.path.isfile, args.run):
+        raise InputError(f"{run}: is a file; give the folder of a run, or --predicted and --data")
     if (args.run and either) or not (args.run or both):
         raise InputError("give a run, or --predicted and --data together")
+    as_read = "on a run, which knows how its file is read"
+    screens.check_effects(
+        *((screens.flag(name), args.run and getattr(args, name), as_read) for name in COLUMNS),
+        ("--training", args.training and not args.run, "without a run"),
+        ("--device", args.device and not args.rivals, "without --rivals"),
+        ("--seed", args.seed is not None and len(args.run) > 1, "on runs that are scored already"),
+    )
     if (args.report or args.write_truth) and len(args.run) > 1:
         raise InputError("--report and --write-truth are of one run: score each run by itself")
     if args.rivals and (len(args.run) != 1 or args.training):

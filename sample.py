@@ -178,7 +178,7 @@ def check_tensors(model, content):
 def run_screen(content, path, columns):
     """The run's own screen, or other control cells with the run's genes in the run's order."""
     if not path:
-        screen = screens.prepare(**content["reading"])
+        screen = screens.prepare_again(content["reading"], os.path.dirname(content["path"]))
         return screens.same_screen(screen, content)
     how = {name: columns.get(name) or content["reading"].get(name) for name in cell_columns()}
     library, n_genes = content["library"] or (None, None)
@@ -549,6 +549,7 @@ def sample_run(
     describe_new_types(model, screen, replace=bool(path))
     values = control_values(model, screen, device)
     wanted = [key for name in conditions for key in asked(screen, model, name, content["groups"])]
+    wanted = list(dict.fromkeys(wanted))  # each once, though two names may mean it
     if not wanted:
         keys = sorted(key for key in screen.groups if key[0] != CONTROL)
         wanted = [key for key in keys if (key in screen.held_out) != training]
@@ -625,6 +626,13 @@ def parse():
     where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
     where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
     args = parser.parse_args()
+    screens.check_effects(
+        *(
+            (screens.flag(name), getattr(args, name) and not args.data, "without --data")
+            for name in cell_columns()
+        ),
+        ("--training", args.training and args.condition, "beside --condition"),
+    )
     if args.data and not args.condition:
         raise InputError("--data needs --condition: name what to predict for those control cells")
     return args

@@ -341,9 +341,13 @@ def main():
     parser.add_argument("--drugs", type=int, help="a screen of so many drugs, by fours")
     parser.add_argument("--cells", type=int, help="cells (8,000; 20,000 for drugs)")
     parser.add_argument("--genes", type=int, default=300, help="genes (300)")
-    parser.add_argument("--perturbed", type=int, default=40, help="knocked-down genes (40)")
+    parser.add_argument("--perturbed", type=int, help="knocked-down genes (40)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     args = parser.parse_args()
+    dosed, knocked_down = args.drugs is not None, args.perturbed is not None
+    screens.check_effects(("--perturbed", dosed and knocked_down, "beside --drugs"))
+    if args.perturbed is None:
+        args.perturbed = 40
     if args.drugs is None:
         wrong = not 0 < args.perturbed <= args.genes // 2
     else:

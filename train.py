@@ -79,6 +79,10 @@ def build(screen, settings, device, also=()):
     edges = None
     if settings.grn not in ("structural", "coexpression", "none"):
         edges = screens.read_edges(settings.grn)
+    if edges is not None and screen.kind == "drug":
+        raise InputError(
+            f"--grn {settings.grn}: {screen.source} is a screen of drugs; leave it out"
+        )
     if settings.drug_embedding and screen.kind == "gene":
         raise InputError(
             f"--drug-embedding {settings.drug_embedding}: {screen.source} is a screen of genes; "
@@ -130,6 +134,11 @@ def targets_in(screen, groups):
 
 def check_also(also, screen, edges, structure):
     """Refuse a gene of --also that neither the screen nor the user's files know."""
+    if also and screen.kind == "drug":
+        raise InputError(
+            f"--also {also[0]}: {screen.source} is a screen of drugs; every drug of a "
+            "--drug-embedding can be asked for without it"
+        )
     known = {*screen.genes, *structure, *([] if edges is None else edges["source"])}
     for gene in also:
         if gene not in known:
@@ -701,10 +710,28 @@ def said(value):
 def parse():
     """The command line's arguments. Settings that were not given are not among them."""
     args = parser_of_settings().parse_args()
-    for name, value in vars(args).items():
-        if value == "":
-            raise InputError(f"{flag(name)} is empty; give a value or leave it out")
+    drawn = hasattr(args, "test_fraction")
+    screens.check_effects(
+        ("--split-column", args.split_column and args.test, "beside --test"),
+        ("--test-fraction", drawn and args.test, "beside --test"),
+        ("--test-fraction", drawn and args.split_column, "beside --split-column"),
+        ("--verbose", args.verbose and args.ablate is not None, "beside --ablate"),
+    )
     return args
+
+
+def note_effects(settings, args):
+    """Say which settings that were given change nothing beside the others.
+
+    They are not refused, for the variants of --ablate share options.
+    """
+    for name, idle, why in (
+        ("embedding", settings.shifts, "with --shifts"),
+        ("epsilon", settings.pairing != "entropic", f"with --pairing {settings.pairing}"),
+        ("cost", settings.pairing == "random", "with --pairing random"),
+    ):
+        if idle and hasattr(args, name):
+            print(f"note: {flag(name)} has no effect {why}")
 
 
 def settings_of(args):
@@ -782,6 +809,7 @@ def free_folder(args):
 def new_run(args, device):
     """Begin a run; simulates the screen if no file is named. A bad file leaves nothing behind."""
     settings = settings_of(args)
+    note_effects(settings, args)
     out = free_folder(args)
     if os.path.isfile(out):
         raise InputError(f"{out}: is a file; --out names a folder")
@@ -850,9 +878,11 @@ def resume(out, args, device):
         reading["path"] = os.path.abspath(screens.data_path(args.data))  # it may have moved
     model = sample.restore_model(checkpoint, device)
     check(model.settings)
-    screen = screens.same_screen(screens.prepare(**reading), checkpoint)
+    screen = screens.same_screen(screens.prepare_again(reading, out), checkpoint)
     parts = ("epoch", "epochs", "optimiser", "log", "groups", "library", "left_out")
     state = {part: checkpoint[part] for part in parts}
+    if args.data and RANK == 0:
+        write_checkpoint(out, model, model.settings, reading, state)  # it knows where, from now on
     if args.resume and state["epochs"] == state["epoch"]:
         print(f"{out}: all {state['epoch']} epochs are done; sampling and scoring again")
     return Run(out, reading, model.settings, screen, model, state)

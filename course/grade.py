@@ -195,6 +195,14 @@ def exercise_name(text):
     raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(FORMS)})")
 
 
+def time_limit(text):
+    """A number of seconds above 0."""
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below a million, not {text}")
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -207,7 +215,7 @@ def main():
         "--only", nargs="+", type=exercise_name, default=FORMS, metavar="NAME", help="exercises"
     )
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"time limit of an exercise ({SECONDS})"
+        "--seconds", type=time_limit, default=SECONDS, help=f"time limit of an exercise ({SECONDS})"
     )
     args = parser.parse_args()
     if args.file.is_dir():
@@ -218,6 +226,11 @@ def main():
         parser.error(f"{args.file}: not a .py file; export a notebook as a script first")
     if args.json and not args.json.resolve().parent.is_dir():
         parser.error(f"--json {args.json}: no such folder; make it first")
+    if args.json:
+        try:  # before minutes of marking, not after
+            args.json.open("a").close()
+        except OSError as problem:
+            parser.error(f"--json {args.json}: {problem.strerror}; name a file to be written")
     started = time.time()
     results = []
     for result in grade(args.file, dict.fromkeys(args.only), args.seconds):

@@ -6,6 +6,7 @@ The cells are simulated and both ends are known, so nothing is trained here: the
 and the bridges are run by the functions of departures.py, Part I.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from matplotlib.colors import ListedColormap  # noqa: E402
 
 from departures import Noise, Settings, ctmc_step, euler_maruyama_step, pair  # noqa: E402
 from report.style import finish  # noqa: E402
+from screens import ONE_LINE, run_script  # noqa: E402
 
 CELLS = 40
 DRAWN = 14  # of them, the cells whose paths are drawn
@@ -121,6 +123,8 @@ def draw_key(figure):
 
 
 def main():
+    """Draw it."""
+    argparse.ArgumentParser(description=__doc__, **ONE_LINE).parse_args()
     noise = Noise(5)
     settings = Settings()
     x0, d0 = simulate(CONTROL_LEVEL, CONTROL_ON, noise)
@@ -151,4 +155,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ Each condition is held out, and its cells made from the controls by the hurdle r
 Printed is gap closed in E-distance, all genes / DE20, of each condition, and of the mean distances.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -71,12 +72,18 @@ def written(energy):
     return entries
 
 
-def main(path, names):
+def main():
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
+    parser.add_argument("file", help="the h5ad of a screen")
+    parser.add_argument("condition", nargs="+", help="A, A+B or drug:dose, with @celltype")
+    args = parser.parse_args()
     energies = []
     lines = [["", *METHODS]]
-    for name in names:
-        screen = screens.prepare(path, test=(name,))
+    for name in args.condition:
+        screen = screens.prepare(args.file, test=(name,))
+        if len(screen.held_out) > 1:
+            raise screens.InputError(f"{name}: several conditions; name one, as {name}@celltype")
         (key,) = screen.held_out
         energies.append(scores_of(screen, key, best_predictions(screen, key)))
         lines.append([name, *written(energies[-1])])
@@ -87,6 +94,4 @@ def main(path, names):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2:])
+    screens.run_script(main)

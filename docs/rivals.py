@@ -6,6 +6,7 @@ A treatment is measured in one simulated cell type and predicted in another, whi
 levels of all genes. Every cell of both types obeys the same two rules, so an exact answer exists.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rivals.compact_cellot import compact_cellot  # noqa: E402
 from rivals.laot import laot_map  # noqa: E402
 from rivals.scgen import scgen  # noqa: E402
 from rivals.vector_arithmetic import pca_arithmetic, vector_arithmetic  # noqa: E402
-from screens import CONTROL, Screen  # noqa: E402
+from screens import CONTROL, ONE_LINE, Screen, run_script  # noqa: E402
 
 CELLS = 400
 GENES = 30
@@ -91,6 +92,8 @@ def draw_gene(panel, controls, measured, predicted):
 
 
 def main():
+    """Draw them."""
+    argparse.ArgumentParser(description=__doc__, **ONE_LINE).parse_args()
     screen, cells = two_types(np.random.default_rng(0))
     controls = cells[CONTROL, "y"]
     measured = cells["A", "y"]
@@ -121,4 +124,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

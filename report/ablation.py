@@ -6,7 +6,6 @@ again.
 
 import argparse
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -110,14 +109,19 @@ def train_variant(run, seed, changes, mine, others):
 
 def read_row(run, variant, seed):
     """What a variant scored: gap closed by distances, activation, and its plans' information."""
-    with open(f"{run}/metrics.json") as file:
-        scores = json.load(file)["summary"]["model"]
-    row = {
-        "name": variant,
-        "seed": seed,
-        "plan information": pd.read_csv(f"{run}/log.csv")["plan_information"].mean(),
-        "activation PCC, all": scores["activation PCC"]["all"]["mean"],
-    }
-    for metric, genes in DISTANCES:
-        row[f"{metric}, {genes}"] = scores[metric].get(genes, {}).get("gap_closed")
-    return row
+    try:
+        with open(f"{run}/metrics.json") as file:
+            scores = screens.from_json(file.read())["summary"]["model"]
+        row = {
+            "name": variant,
+            "seed": seed,
+            "plan information": pd.read_csv(f"{run}/log.csv")["plan_information"].mean(),
+            "activation PCC, all": scores["activation PCC"]["all"]["mean"],
+        }
+        for metric, genes in DISTANCES:
+            row[f"{metric}, {genes}"] = scores[metric].get(genes, {}).get("gap_closed")
+        return row
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise screens.InputError(
+            f"{run}: its metrics.json or log.csv is damaged; delete the folder and start again"
+        ) from error

@@ -45,24 +45,44 @@ class Forecast(tqdm):
 
     It is told by update(0) that the pairs are drawn and the steps begin. before: seconds that fits
     took, 0 if that is not known; epochs: those to come, of so many `steps`; after: seconds of a
-    step -> seconds of what follows training.
+    step -> seconds of what follows training. The bar's own estimate is of whole epochs: pairs are
+    drawn before the first step of each, and by the speed of the last steps alone it would jump.
     """
 
     def __init__(self, before, epochs, steps, after, clock=time.perf_counter, **bar):
         super().__init__(**bar)
         self.before, self.epochs, self.steps, self.after = before, epochs, steps, after
         self.clock = clock
-        self.begun = clock()
+        self.begun = self.last = clock()
         self.times = []  # when the pairs were drawn, and after every step
         self.enough = 1 + min(FIRST + WATCHED, steps)
+        self.drawing = self.stepping = 0.0  # seconds
+        self.drawn = 0  # epochs whose pairs are drawn
 
     def update(self, n=1):
         """Count a step."""
+        now = self.clock()
+        if n:
+            self.stepping += now - self.last
+        else:
+            self.drawing += now - self.last
+            self.drawn += 1
+        self.last = now
         super().update(n)
         if not self.disable and len(self.times) < self.enough:
-            self.times.append(self.clock())
+            self.times.append(now)
             if len(self.times) == self.enough:
                 self.write(self.said())
+
+    @property
+    def format_dict(self):
+        """What the bar shows: tqdm's, with the mean rate over whole epochs, of pairs and steps."""
+        shown = super().format_dict
+        done = self.n - self.initial
+        if done:
+            step = self.stepping / done
+            shown["rate"] = self.steps / (self.drawing / self.drawn + self.steps * step)
+        return shown
 
     def said(self):
         """The forecast, as a line."""

@@ -115,7 +115,8 @@ def legend_beside(figure, panel, title):
 def draw_pca(path, screen, rows, predicted):
     """Measured (left) and predicted (right) cells, a line of panels for each cell type.
 
-    In the two principal axes of the measured ones; at most six conditions of a type.
+    In the two principal axes of the measured ones; at most six conditions of a type. A perturbation
+    has one colour in all of them.
     """
     keys_of = {}
     for row in rows:
@@ -129,14 +130,29 @@ def draw_pca(path, screen, rows, predicted):
         layout="constrained",
         squeeze=False,
     )
+    colour_of = {}
     for line, (cell_type, keys) in zip(panels, keys_of.items(), strict=True):
-        draw_pca_of_type(line, screen, cell_type, keys, predicted)
+        draw_pca_of_type(line, screen, cell_type, keys, predicted, colour_of)
     finish(figure, path)
 
 
-def draw_pca_of_type(panels, screen, cell_type, keys, predicted):
+def with_colours(keys, colour_of):
+    """{condition: its colour} of as many conditions of a cell type as there are colours.
+
+    colour_of: {perturbation: colour} in the cell types before, which come first; it is added to.
+    """
+    shown = {}
+    for key in sorted(keys, key=lambda key: key[0] not in colour_of):
+        free = [colour for colour in CONDITIONS if colour not in shown.values()]
+        colour = colour_of.get(key[0], next(iter(free), None))
+        if colour in free:
+            shown[key] = colour_of[key[0]] = colour
+    return shown
+
+
+def draw_pca_of_type(panels, screen, cell_type, keys, predicted, colour_of):
     """Draw the cells of one type's conditions into two panels, measured and predicted."""
-    shown = keys[: len(CONDITIONS)]
+    shown = with_colours(keys, colour_of)
     measured = [screen.dense(screen.groups[key]) for key in shown]
     control = screen.dense(screen.controls(cell_type)[:500])
     centre, axes, share = principal_axes(np.concatenate([control, *measured]))
@@ -146,7 +162,7 @@ def draw_pca_of_type(panels, screen, cell_type, keys, predicted):
     ):
         at = (control - centre) @ axes
         panel.scatter(*at.T, s=9, color=CONTROLS, alpha=0.35, linewidth=0, label="control")
-        for (perturbation, _), x, colour in zip(shown, cells, CONDITIONS, strict=False):
+        for ((perturbation, _), colour), x in zip(shown.items(), cells, strict=True):
             at = (x - centre) @ axes
             panel.scatter(*at.T, s=12, color=colour, alpha=0.6, linewidth=0, label=perturbation)
             mark_mean(panel, at, colour)

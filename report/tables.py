@@ -67,7 +67,8 @@ TITLES = {
     "gap_closed": "gap closed: 0 as far as the control cells, 1 as close as the floor",
     "gap_closed_from_mean": "gap closed from the perturbed mean: 0 as far as that, 1 as the floor",
     "active": "gap closed over the conditions that do something, {n} of {all}",
-    "wins": "conditions in which the model is better, and the p-value of a two-sided sign test",
+    "wins": "conditions in which the model is better, and the p-value of a two-sided sign test "
+    "over {unit}s",
 }
 COSTS = "; seconds to train and to predict (of the model: of its epochs)"
 SHORT = {
@@ -168,13 +169,14 @@ def make_tables(summary, rows, paper=None, costs=None, ranges=None, active=None)
     if paper:
         shown[f"paper, {paper}"] = published(paper, len(rows))
     tables = []
+    units = {scores["E-distance"]["all"].get("unit", "condition") for scores in summary.values()}
     for kind, columns in TABLES:
         columns = [column for column in columns if is_scored(summary, *column)]
         table = one_table(kind, columns, shown, ranges)
         if tables and not table.lines:
             continue
         told = "few" if kind == "raw" and of_halves(summary) else kind
-        table = table._replace(title=TITLES[told].format(n=len(rows)))
+        table = table._replace(title=TITLES[told].format(n=len(rows), unit=" or ".join(units)))
         if kind == "gap_closed" and costs:
             table = with_costs(table, costs)
         tables.append(table)

@@ -330,7 +330,8 @@ def expectation(row):
 def summary(table):
     """A table of many conditions in a line."""
     new = (table["targets"] == SEEN[2]).sum()
-    text = f"how far to trust them: {len(table)} conditions, {new} of targets never perturbed"
+    many = f"{len(table)} condition{'s' * (len(table) != 1)}"
+    text = f"how far to trust them: {many}, {new} of targets never perturbed"
     if "expected" in table and table["expected"].notna().any():
         low, middle, high = table["expected"].quantile([0, 0.5, 1])
         text += f"; expected E-distance {low:.2f} to {high:.2f}, median {middle:.2f}"

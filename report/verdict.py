@@ -6,7 +6,7 @@ import screens
 from screens import CONTROL
 
 NO_RIVALS = ("control", "model", "interpolated duplicate", "floor")
-FEWEST_TO_DECIDE = 6  # conditions; to win in 5 of 5 has p = 2 / 2^5, more than 0.05
+FEWEST_TO_DECIDE = 6  # that a sign test counts; to win in 5 of 5 has p = 2 / 2^5, more than 0.05
 NOTHING_SCORED = [
     "Nothing was scored: no held-out condition has enough measured cells to compare with.",
     "So it is not known how good these predictions are.",
@@ -95,7 +95,9 @@ def said_of_rival(rival, summary):
     n = entry["conditions"]
     name = "doing nothing (no rival applies)"
     if rival:
-        name = f"{rival}, the best rival ({entry['gap_closed']:.2f})"
+        gap = round(entry["gap_closed"], 2) + 0.0  # no -0.00
+        worse = ", itself worse than doing nothing" if gap < 0 else ""
+        name = f"{rival}, the best rival{worse} ({gap:.2f})"
     better = energy(summary, "model")["mean"] < entry["mean"]
     if n == 1:
         said = f"It is better than {name}" if better else f"It loses to {name}"
@@ -110,11 +112,12 @@ def said_of_rival(rival, summary):
         said = f"On average it loses to {name}, though it is better {where}"
     else:
         said = f"It loses to {name}: it is better {where}"
-    if n < FEWEST_TO_DECIDE:
-        return f"{said}; so few conditions cannot decide."
+    units = counted(entry["units"], entry["unit"])
+    if entry["units"] < FEWEST_TO_DECIDE:
+        return f"{said}; {units} cannot decide."
     if entry["p"] > 0.05:
-        return f"{said}, which may be chance (sign test, p = {entry['p']:.2g})."
-    return f"{said} (sign test, p = {entry['p']:.1g})."
+        return f"{said}, which may be chance (sign test over {units}, p = {entry['p']:.2g})."
+    return f"{said} (sign test over {units}, p = {entry['p']:.1g})."
 
 
 def said_of_failures(rival, rows):

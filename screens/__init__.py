@@ -17,7 +17,15 @@
 `python -m screens file.h5ad` says what is understood of a file.
 """
 
-from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
+from screens.command_line import (
+    ONE_LINE,
+    STOPPED,
+    InputError,
+    check_effects,
+    check_plain,
+    run_script,
+    some,
+)
 from screens.drugs import fingerprints, structures
 from screens.files import (
     blocks,
@@ -32,7 +40,7 @@ from screens.files import (
 )
 from screens.genes import choose_genes, describe_genes, seurat_dispersion, take_genes
 from screens.labels import CONTROL, did_you_mean, dose_ratios, is_control, targets_of, unlikeness
-from screens.limits import SEED, check_limits, flag, has_form, whole
+from screens.limits import SEED, check_limits, flag, from_json, has_form, whole
 from screens.networks import read_edges
 from screens.normalise import log1p_csr
 from screens.public import data_path, downloaded, list_public, public_name
@@ -43,6 +51,7 @@ from screens.screen import (
     check_reading,
     describe,
     prepare,
+    prepare_again,
     read_screen,
     same_screen,
 )
@@ -76,8 +85,10 @@ __all__ = [
     "at_type",
     "blocks",
     "check_device",
+    "check_effects",
     "check_folder",
     "check_limits",
+    "check_plain",
     "check_reading",
     "choose_genes",
     "condition_arrays",
@@ -91,6 +102,7 @@ __all__ = [
     "downloaded",
     "fingerprints",
     "flag",
+    "from_json",
     "has_form",
     "hurdle_shifts",
     "in_memory",
@@ -103,6 +115,7 @@ __all__ = [
     "open_h5ad",
     "population_statistics",
     "prepare",
+    "prepare_again",
     "public_name",
     "read_edges",
     "read_log",

@@ -15,9 +15,11 @@ from screens import (
     COLUMNS,
     ONE_LINE,
     InputError,
+    check_effects,
     data_path,
     describe,
     describe_genes,
+    flag,
     list_public,
     prepare,
     run_script,
@@ -52,13 +54,17 @@ def parser_of_file():
 
 def main():
     """Say what is understood of the file that the command line names, or list public screens."""
-    args = vars(parser_of_file().parse_args())
+    parser = parser_of_file()
+    args = vars(parser.parse_args())
     if args.pop("list"):
+        given = [name for name in args if args[name] != parser.get_default(name)]
+        names = [args["file"] if name == "file" else flag(name) for name in given]
+        check_effects(*((name, True, "beside --list") for name in names))
         print(*list_public(), sep="\n")
         return
     data = args.pop("file")
     if data is None:
-        raise InputError("give an h5ad, or --list to see the public screens")
+        raise InputError("give an h5ad first, or --list alone to see the public screens")
     asked = args.pop("genes")
     path = data_path(data)
     if asked is None:

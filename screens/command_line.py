@@ -1,11 +1,17 @@
 """What all scripts share: errors in one line, signals, the look of --help."""
 
 import argparse
+import itertools
+import os
+import re
 import signal
 import sys
 import warnings
 
 STOPPED = []  # signals that asked to stop, for loops and `save` to look at
+UNSEEN = re.compile(  # control characters, ends of lines, marks that turn the direction of text
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 ONE_LINE = {  # of argparse's own errors
     "usage": argparse.SUPPRESS,
     "formatter_class": lambda prog: argparse.RawDescriptionHelpFormatter(
@@ -61,10 +67,12 @@ def run_script(main):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     sys.unraisablehook = drop
-    sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also in a file
+    # In order with stderr, also in a file; what a terminal cannot show as Python writes it.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
     try:
-        check_text(sys.argv)
+        check_text(sys.argv, "the command line")
+        check_text([os.getcwd()], "the current folder")
         main()
         check_stopped()
     except (InputError, OSError, MemoryError) as error:
@@ -75,8 +83,26 @@ def run_script(main):
         sys.exit(130)
 
 
-def check_text(arguments):
-    """Raise InputError for an argument that is not UTF-8, which no file could keep."""
+def check_plain(texts, where):
+    """Raise InputError for a text with UNSEEN characters, which would rewrite a terminal or a page.
+
+    where: it comes from.
+    """
+    for text in map(str, texts):
+        if UNSEEN.search(text):
+            raise InputError(
+                f"{where}: {ascii(text)} holds a control character, or one that turns the "
+                "direction of text; give it another name"
+            )
+
+
+def check_text(arguments, where):
+    """Raise InputError for an argument that is empty, not plain, or not UTF-8: no file keeps it."""
+    check_plain(arguments, where)
+    for before, argument in itertools.pairwise(arguments):
+        option = before if argument == "" else argument.removesuffix("=")
+        if option != argument and option.startswith("--"):
+            raise InputError(f"{option} is empty; give a value or leave it out")
     for argument in arguments:
         try:
             argument.encode()
@@ -84,10 +110,18 @@ def check_text(arguments):
             raise InputError(f"{ascii(argument)}: not UTF-8; give another name") from error
 
 
+def check_effects(*options):
+    """Raise InputError for the first of some (option, given where it changes nothing, why)."""
+    for option, idle, why in options:
+        if idle:
+            raise InputError(f"{option} has no effect {why}; leave it out")
+
+
 def one_line(error):
-    """What an error says, on one line."""
+    """What an error says, on one line, with UNSEEN characters as Python writes them."""
+    said = " ".join(str(error).split()) or "out of memory; try fewer --genes"
     reason = getattr(error, "strerror", "")
     if reason:
         place = error.filename or "output"
-        return f"{place}: {reason}; check the path, its rights and the space"
-    return " ".join(str(error).split()) or "out of memory; try fewer --genes"
+        said = f"{place}: {reason}; check the path, its rights and the space"
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], said)

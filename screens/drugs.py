@@ -6,7 +6,7 @@ Axes: D numbers for each drug.
 import numpy as np
 import pandas as pd
 
-from screens.command_line import InputError, some
+from screens.command_line import InputError, check_plain, some
 from screens.files import read_csv
 from screens.labels import targets_of
 
@@ -62,6 +62,7 @@ def structure_table(screen, path):
         except (ValueError, TypeError):  # a number, a text, vectors of several lengths
             table = pd.DataFrame(index=["?"])
     table.index = table.index.astype(str)
+    check_plain(table.index, path or screen.source)
     return table
 
 

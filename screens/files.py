@@ -17,7 +17,8 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 from scipy import sparse
 
-from screens.command_line import InputError, check_stopped, some
+from screens.command_line import InputError, check_plain, check_stopped, some
+from screens.public import is_download
 
 CONTAINER = "/sys/fs/cgroup/memory.max"
 BLOCK = 4096  # cells at a time
@@ -122,15 +123,18 @@ def open_h5ad(path, layer=None):
     check_readable(path)
     try:
         with h5py.File(path) as file:
-            return read_open_file(file, path, layer)
+            adata = read_open_file(file, path, layer)
+        for table in adata.obs, adata.var:
+            check_plain([*table.index, *table.columns], path)
+        return adata
     except (InputError, MemoryError):
         raise
     except Exception as error:  # h5py and AnnData have no common error for a bad file
         reason = str(error) or type(error).__name__
-        raise InputError(
-            f"{path}: cannot be read as an h5ad ({reason}); write it again with AnnData's "
-            "write_h5ad"
-        ) from error
+        remedy = "write it again with AnnData's write_h5ad"
+        if is_download(path):
+            remedy = "delete it, and it is downloaded again"
+        raise InputError(f"{path}: cannot be read as an h5ad ({reason}); {remedy}") from error
 
 
 def check_readable(path):
@@ -229,11 +233,19 @@ def rows_of(X, ends, shape):
 def read_csv(path, **options):
     """The table in a CSV on this machine; pandas alone would follow an address, s3:// or http://.
 
-    OSError or ValueError for what is none.
+    OSError or ValueError for what is none, InputError for texts that are not plain.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError("no such file")
-    return pd.read_csv(path, **options)
+    table = pd.read_csv(path, **options)
+    check_texts(table, path)
+    return table
+
+
+def check_texts(table, path):
+    """`check_plain` the names and the texts of a table that is from a path."""
+    texts = pd.unique(table.select_dtypes(exclude="number").to_numpy(object).ravel())
+    check_plain([*table.index, *table.columns, *texts], path)
 
 
 def read_log(run):
@@ -262,6 +274,7 @@ def read_table(path, name, *forms):
                 return None
             table = read_elem(file["uns"][name])
         form = next(form for form in forms if form.keys() <= set(table))
+        check_texts(table[list(form)], path)
         return table[list(form)].astype(form)
     except MemoryError:
         raise

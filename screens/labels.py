@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from screens.command_line import InputError, some
+from screens.command_line import InputError, check_plain, some
 
 CONTROL = "control"
 CONTROL_LABELS = re.compile(
@@ -95,9 +95,14 @@ def did_you_mean(name, names):
 # ---- Columns -------------------------------------------------------------------------------------
 
 
-def text_of(column):
-    """A column's labels as text without outer spaces, None where there is none: (C,) objects."""
+def text_of(obs, name, path):
+    """A column's labels as text without outer spaces, None where there is none: (C,) objects.
+
+    InputError for labels that are not plain text.
+    """
+    column = obs[name]
     text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
+    check_plain(text.unique(), f"{path}: column '{name}'")
     return text.where(~text.isin(MISSING), None).to_numpy(object)
 
 
@@ -127,7 +132,7 @@ def find_perturbation_column(obs, path, column, control):
             f"{path}: no perturbation column ({', '.join(PERTURBATION_COLUMNS)}); name yours with "
             f"--perturbation-column from: {some(obs.columns, 30)}"
         )
-    labels = {name: text_of(obs[name]) for name in names}
+    labels = {name: text_of(obs, name, path) for name in names}
     found = {name: control_labels(text, control) for name, text in labels.items()}
     candidates = [name for name in names if found[name]]
     if not candidates:
@@ -205,6 +210,7 @@ def gene_symbols(var, path):
     if "gene_name" not in var:
         return index.to_numpy().astype(str)
     names = var["gene_name"].astype(str)
+    check_plain(names, f"{path}: column 'gene_name'")
     unique = np.where(names.duplicated().to_numpy(), index, names.to_numpy())
     return unique.astype(str)
 

@@ -1,10 +1,11 @@
 """What numbers may be, and what form plain values must have: a command line's, a checkpoint's."""
 
 import argparse
+import json
 import math
 from dataclasses import fields
 
-from screens.command_line import InputError
+from screens.command_line import UNSEEN, InputError
 
 
 def flag(name):
@@ -55,11 +56,20 @@ def check_number(field, value):
     raise InputError(f"{flag(field.name)} must be a finite number{limits}; it is {value}")
 
 
+def from_json(text, **options):
+    """What a JSON text holds. ValueError for what is none, or is nested too deeply to be read."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def has_form(value, form):
     """Whether a plain value has a form.
 
     A form is a type (or several, A | B); [form], a list of any length; (form, form), a list of just
-    these; {name: form}, a dictionary with no other names; {str: form}, one with any names.
+    these; {name: form}, a dictionary with no other names; {str: form}, one with any names. A text
+    has no UNSEEN characters.
     """
     if isinstance(form, list):
         return isinstance(value, list) and all(has_form(item, form[0]) for item in value)
@@ -67,8 +77,9 @@ def has_form(value, form):
         fits = isinstance(value, list) and len(value) == len(form)
         return fits and all(map(has_form, value, form))
     if isinstance(form, dict):
-        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, dict) or not all(has_form(name, str) for name in value):
             return False
         forms = {name: form.get(name, form.get(str)) for name in value}
         return all(forms[name] and has_form(value[name], forms[name]) for name in value)
-    return isinstance(value, form)
+    unseen = isinstance(value, str) and UNSEEN.search(value)
+    return isinstance(value, form) and not unseen

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 from tqdm import tqdm
 
-from screens.command_line import InputError
+from screens.command_line import InputError, check_plain
 from screens.labels import did_you_mean
 
 CACHE = "DEPARTURES_DATA"  # the variable that sets the cache folder
@@ -233,7 +233,9 @@ def data_path(data):
 
 def cache_folder():
     """Where downloads are kept: DEPARTURES_DATA, or the user's cache. InputError without pooch."""
-    return os.path.abspath(os.environ.get(CACHE) or require_pooch().os_cache("departures"))
+    folder = os.path.abspath(os.environ.get(CACHE) or require_pooch().os_cache("departures"))
+    check_plain([folder], CACHE)
+    return folder
 
 
 def require_pooch():
@@ -273,14 +275,22 @@ def list_public():
 
 
 def downloaded(name):
-    """The path of a public screen in the cache folder, downloaded if it is not there."""
+    """The path of a public screen in the cache folder, downloaded if it is not there and whole."""
     folder = cache_folder()
     path = f"{folder}/{name}.h5ad"
-    if not os.path.exists(path):
+    if not is_h5ad(path):
         with one_at_a_time(folder):
-            if not os.path.exists(path):  # another process may have downloaded it meanwhile
+            if not is_h5ad(path):  # another process may have downloaded it meanwhile
+                if os.path.exists(path):
+                    print(f"{path}: damaged; it is downloaded again")
                 download(PUBLIC[name], path)
     return path
+
+
+def is_download(path):
+    """Whether a path is that of a public screen in the cache folder."""
+    name, ending = os.path.splitext(os.path.basename(path))
+    return name in PUBLIC and os.path.abspath(path) == f"{cache_folder()}/{name}{ending}"
 
 
 @contextmanager
@@ -334,7 +344,7 @@ def refusal(screen, reason):
     """The InputError for a screen that could not be downloaded."""
     return InputError(
         f"{screen.name}: {screen.address}: {reason}; try again, or fetch it with a browser and "
-        "name the file: --data FILE.h5ad"
+        f"give the file's path in place of {screen.name}"
     )
 
 

@@ -1,6 +1,7 @@
 """The `Screen` that the scripts pass around, and how it is made from a file."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,6 +116,16 @@ def prepare(
     return choose_genes(screen, genes)
 
 
+def prepare_again(reading, run):
+    """The screen of a run, read as the run says. InputError, with a remedy, where it has gone."""
+    if not (reading.get("name") or os.path.exists(reading["path"])):
+        raise InputError(
+            f"{reading['path']}: no such file; if it has moved, train.py --resume {run} --data "
+            "FILE tells the run where it is"
+        )
+    return prepare(**reading)
+
+
 def read_screen(
     path, perturbation_column=None, cell_type_column=None, control=None, layer=None, library=None,
     unlabelled=False,
@@ -141,10 +152,10 @@ def read_screen(
     check_columns(obs, path, perturbation_column, cell_type_column)
     column, controls = find_perturbation_column(obs, path, perturbation_column, control)
     type_column = cell_type_column or find_cell_type_column(obs)
-    label = text_of(obs[column])
+    label = text_of(obs, column, path)
     cell_type = np.full(len(obs), "cell", dtype=object)
     if type_column:
-        cell_type = text_of(obs[type_column])
+        cell_type = text_of(obs, type_column, path)
     dose, dose_column = find_doses(obs, label, controls, path)
 
     keep = complete_cells(label, cell_type, dose, controls)
@@ -217,10 +228,19 @@ def say_perturbations(screen, column, controls, dose_column, is_drug):
     kind = "genetic perturbation"
     if screen.kind == "drug":
         kind = "drug perturbation" if is_drug else "treatment"
+    dosed = screen.kind == "drug" and dose_column
+    if dosed:
+        given = [one for name in set(screen.perturbation) for one in targets_of(name, "drug")]
+        doses = Counter(drug for drug, _ in given)
+        count = len(doses)
+        kind = kind.split()[0]  # a drug, a treatment
     if count != 1:
         kind += "s"
+    if dosed:
+        ends = sorted({min(doses.values(), default=0), max(doses.values(), default=0)})
+        kind += f" at {' to '.join(map(str, ends))} dose{'s' * (ends[-1] != 1)}"
     line = f"{count:,} {kind} from '{column}' (control: {some(controls)})"
-    if screen.kind == "drug" and dose_column:
+    if dosed:
         line += f", dose from '{dose_column}'"
     if "drug_embedding" in screen.uns:
         line += ", structures from uns"

@@ -28,7 +28,9 @@ def split(screen, test=(), fraction=0.3, seed=0, column=None):
         screen.held_out = marked
     if test:
         screen.held_out = set().union(*[resolve(screen, name) for name in test])
-    elif not screen.held_out:
+    elif screen.held_out:
+        screen.found.append(f"column '{column or 'split'}' says which conditions are held out")
+    else:
         draw = draw_drugs if screen.kind == "drug" else draw_genes
         screen.held_out = draw(screen, conditions, fraction, np.random.default_rng(seed))
     if len(screen.held_out) == len(conditions):

@@ -92,7 +92,7 @@ def stated_directions(screen):
     if screen.kind != "gene" or "perturbation_type" not in screen.obs:
         return {}
     stated = {}
-    kinds = text_of(screen.obs["perturbation_type"]).astype(str)
+    kinds = text_of(screen.obs, "perturbation_type", screen.source).astype(str)
     perturbed = screen.perturbation != CONTROL
     for cell_type in screen.cell_types:
         said = " ".join(np.unique(kinds[perturbed & (screen.cell_type == cell_type)]))

@@ -216,8 +216,8 @@ COMMAND_LINE = [
     ),
     (
         "screens/command_line.py",
-        'return " ".join(str(error).split()) or',
-        "return str(error) or",
+        'said = " ".join(str(error).split()) or',
+        "said = str(error) or",
         "an error of several lines",
     ),
     (
@@ -236,16 +236,40 @@ COMMAND_LINE = [
 
 BAD_INPUT = [
     (
+        "screens/files.py",
+        "            check_plain([*table.index, *table.columns], path)\n",
+        "            pass\n",
+        "names of genes, cells and columns write to the terminal what they like",
+    ),
+    (
+        "screens/limits.py",
+        "return isinstance(value, form) and not unseen",
+        "return isinstance(value, form)",
+        "names in a checkpoint do",
+    ),
+    (
+        "screens/limits.py",
+        "    except RecursionError as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "JSON that is nested too deeply is a traceback",
+    ),
+    (
+        "screens/command_line.py",
+        "        if idle:\n            raise",
+        "        if False:\n            raise",
+        "options without effect are ignored",
+    ),
+    (
         "train.py",
         '    torch.save(content, memory)\n    screens.save(f"{run}/model.pt", memory.getbuffer())',
         '    torch.save(content, f"{run}/model.pt")',
         "half a checkpoint, where the disk is full",
     ),
     (
-        "train.py",
-        'if value == "":',
-        "if value is None:",
-        "an option that was given is refused for one that was not",
+        "screens/command_line.py",
+        'if option != argument and option.startswith("--"):',
+        "if False:",
+        "an empty value is taken for none",
     ),
     (
         "train.py",
@@ -351,8 +375,8 @@ BAD_INPUT = [
     ),
     (
         "train.py",
-        "screens.same_screen(screens.prepare(**reading), checkpoint)",
-        "screens.prepare(**reading)",
+        "screens.same_screen(screens.prepare_again(reading, out), checkpoint)",
+        "screens.prepare_again(reading, out)",
         "a run goes on with another file",
     ),
     (
@@ -510,8 +534,8 @@ LOADING = [
     ),
     (
         "screens/command_line.py",
-        "sys.stdout.reconfigure(line_buffering=True)",
-        "sys.stdout.reconfigure(line_buffering=None)",
+        "sys.stdout.reconfigure(line_buffering=True, ",
+        "sys.stdout.reconfigure(line_buffering=None, ",
         "in a file an error stands above what was printed before it",
     ),
     (
@@ -711,7 +735,7 @@ FUZZ = [
     ),
     (
         "screens/command_line.py",
-        "        check_text(sys.argv)\n",
+        '        check_text(sys.argv, "the command line")\n',
         "",
         "a name that is not UTF-8 is a traceback where it is printed or kept",
     ),

@@ -384,6 +384,12 @@ SCORING = [
 CHEATING = [
     (
         "evaluate.py",
+        '"perturbation": "+".join(targets),',
+        '"perturbation": key[0],',
+        "doses of a drug count as independent",
+    ),
+    (
+        "evaluate.py",
         "beaten = others > mean[name] if lower else others < mean[name]",
         "beaten = others < mean[name]",
         "of distances the largest ranks first",

@@ -28,8 +28,8 @@ VERDICT = [
     ),
     (
         "report/verdict.py",
-        "if n < FEWEST_TO_DECIDE:",
-        "if n < 2:",
+        'if entry["units"] < FEWEST_TO_DECIDE:',
+        'if entry["units"] < 2:',
         "five conditions decide",
     ),
     (
@@ -55,6 +55,21 @@ VERDICT = [
         "screen.training_groups() if key[0]",
         "screen.groups if key[0]",
         "what is held out counts as seen",
+    ),
+]
+
+VERDICT += [
+    (
+        "evaluate.py",
+        "of_units = pd.Series(better).groupby(units[scored]).mean()",
+        "of_units = pd.Series(better)",
+        "cell types of a perturbation count as independent",
+    ),
+    (
+        "report/verdict.py",
+        "if gap < 0 else",
+        "if gap > 9 else",
+        "a rival that is worse than doing nothing reads as a good one",
     ),
 ]
 

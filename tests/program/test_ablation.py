@@ -168,6 +168,19 @@ def test_the_commands_other_options_are_those_of_every_run(trainings):
     assert " ".join(trainings.options[1]) == f"{options} {own}"
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"summary": {"model": {}}}', "{"])
+def test_a_damaged_result_is_one_line_that_names_it(trainings, content):
+    """Of a run that is not trained again, for it was scored."""
+    os.makedirs("o/default-0")
+    leave_results("o/default-0", 0.1)
+    with open("o/default-0/metrics.json", "w") as file:
+        file.write(content)
+    with pytest.raises(
+        screens.InputError, match="^o/default-0: its metrics.json or log.csv is dam"
+    ):
+        ablation.ablate(["--ablate", "1", "--out", "o"])
+
+
 def test_without_a_number_there_are_three_seeds_and_without_data_simulated_ones(trainings):
     """Each run simulates its own screen."""
     ablation.ablate(["--ablate"])

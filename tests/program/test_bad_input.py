@@ -206,7 +206,38 @@ def is_control(obs):
     return obs["condition"].to_numpy() == "ctrl"
 
 
+def renamed(names, first):
+    """A change of a file: the first of its var_names or obs_names."""
+
+    def change(adata):
+        setattr(adata, names, [first, *getattr(adata, names)[1:]])
+
+    return change
+
+
+def turned_symbols(adata):
+    adata.var["gene_name"] = adata.var_names + "\u200f"
+
+
 BAD_FILES = {  # changes of a good file, and what `python -m screens` must say of it
+    "coloured_gene": (renamed("var_names", "\x1b[31mg"), "'\\x1b[31mg' holds a control character"),
+    "belling_cell": (renamed("obs_names", "c\x07"), "'c\\x07' holds a control character"),
+    "turned_type": (
+        relabel(same, cell_type=lambda obs: "\u202eepyt"),
+        "column 'cell_type': '\\u202eepyt' holds a control character, or one that turns",
+    ),
+    "broken_label": (
+        relabel(lambda x: x.replace("+ctrl", "\r\n+ctrl")),
+        "column 'condition': 'TF001\\r\\n+ctrl' holds a control character",
+    ),
+    "coloured_symbol": (
+        turned_symbols,
+        "\\u200f' holds a control character",
+    ),
+    "coloured_column": (
+        lambda adata: adata.obs.insert(0, "\x1b]0;x", 1),
+        "'\\x1b]0;x' holds a control character",
+    ),
     "nan": (set_value(np.nan), "NaN or infinite values; remove or repair"),
     "infinite": (set_value(np.inf), "NaN or infinite"),
     "negative": (set_value(-1.0), "negative values (scaled data?); give counts or log1p"),
@@ -260,6 +291,7 @@ OTHER_FILES = {  # changes of the good file
     "one_condition": lambda adata: as_prediction_of(adata, "TF006@typeA"),
     "two_types": lambda adata: as_prediction_of(adata, "TF006"),
     "no_condition": lambda adata: as_prediction_of(adata, "ctrl"),
+    "turned_condition": lambda adata: as_prediction_of(adata, "\u202eTF006@typeA"),
     "not_held_out": lambda adata: as_prediction_of(adata, "TF001@typeA"),
 }
 TEXT_FILES = {
@@ -267,12 +299,15 @@ TEXT_FILES = {
     "empty.h5ad": b"",
     "edges.csv": b"a,b\n1,2\n",
     "headless.csv": b"source,target\n",
+    "edges2.csv": b"source,target\nTF001,TF002\n",
     "gaps.csv": b"source,target\nTF001,\n",
     "weights.csv": b"source,target,weight\nTF001,TF002,strong\n",
     "nobody.csv": b"name,x\nnobody,1\n",
     "spare.csv": b"name,x\ndrug1,1\ndrug3,2\nspare,3\n",
     "smiles.csv": b"name,SMILES\ndrug1,CCO\n",
     "binary.csv": bytes(range(128, 256)),
+    "turned.csv": "source,target\nTF001,\u202eTF\n".encode(),
+    "turned_names.csv": "name,x\nTF\u200e1,1\n".encode(),
 }
 
 
@@ -315,6 +350,9 @@ def write_files():
         file["matrix"] = np.ones((3, 3))
 
 
+DEEP = "[" * 100_000 + "]" * 100_000  # JSON that no recursion can read
+
+
 def write_runs():
     """Train good runs on the good files, and write all that is bad of them."""
     trained = [
@@ -340,6 +378,7 @@ def write_runs():
         "run_sigma": {**good, "settings": {**good["settings"], "sigma": -1.0}},
         "run_cost": {**good, "settings": {**good["settings"], "cost": "cityblock"}},
         "run_log": {**good, "log": [["low"]]},
+        "run_coloured": {**good, "targets": ["\x1b[31m", *good["targets"][1:]]},
         "run_reading": {**good, "reading": {**good["reading"], "seed": -1}},
     }
     for folder, content in checkpoints.items():
@@ -361,6 +400,17 @@ def write_runs():
     new.uns["departures"]["settings"] = "{"
     os.mkdir("run_damaged")
     new.write_h5ad("run_damaged/predicted.h5ad")
+    for part in ("settings", "reading"):
+        new = anndata.read_h5ad("run/predicted.h5ad")
+        new.uns["departures"][part] = DEEP
+        os.mkdir(f"deep_{part}")
+        new.write_h5ad(f"deep_{part}/predicted.h5ad")
+    os.mkdir("deep_scores")
+    Path("deep_scores/metrics.json").write_text(DEEP)
+    os.mkdir("run_belling")
+    new = anndata.read_h5ad("run/predicted.h5ad")
+    new.uns["departures"]["run"] = "x\x07"
+    new.write_h5ad("run_belling/predicted.h5ad")
     for folder, squared in (("rooted", False), ("squared", True)):
         os.mkdir(folder)
         scores = {"source": "tiny.h5ad", "conditions": [], "squared": squared}
@@ -417,7 +467,10 @@ READING += [
         "marks no whole condition test or ood; use --test",
     ),
     Bad("-m screens tiny.h5ad --test NOBODY", "tiny.h5ad", "no cells of condition 'NOBODY'; there"),
-    Bad("-m screens", "give an h5ad", "or --list to see the public screens"),
+    Bad("-m screens", "give an h5ad first", "or --list alone to see the public screens"),
+    Bad("-m screens --list extra", "extra", "has no effect beside --list; leave it out"),
+    Bad("-m screens --list --genes", "--genes", "has no effect beside --list; leave it out"),
+    Bad("-m screens --genes STAT1 tiny.h5ad", "give an h5ad first", "or --list alone"),
     Bad("-m screens adamsn", "adamsn", "names them; did you mean adamson?"),
     Bad("train.py --data nobody", "nobody", "python -m screens --list names them"),
     Bad("-m screens tiny.h5ad", "MEMORY=none", "not a number of GiB", with_a_memory_of_none),
@@ -476,10 +529,17 @@ SETTINGS = [
     Bad("train.py --data tiny.h5ad --kappa cosine", "--kappa", "unrecognized arguments"),
     Bad("train.py --data tiny.h5ad --learning-rate", "--learning", "expected one argument"),
     Bad("train.py --data tiny.h5ad --layer ''", "--layer", "is empty"),
+    Bad("train.py --data tiny.h5ad --also=", "--also", "is empty; give a value or leave it out"),
+    Bad("sample.py run --out ''", "--out", "is empty; give a value or leave it out"),
+    Bad("evaluate.py run --report ''", "--report", "is empty; give a value or leave it out"),
     Bad("train.py --data tiny.h5ad --grn edges.csv", "edges.csv", "columns source and target"),
     Bad("train.py --data tiny.h5ad --grn headless.csv", "headless.csv", "at least one row"),
     Bad("train.py --data tiny.h5ad --grn gaps.csv", "gaps.csv", "a target in every row"),
     Bad("train.py --data tiny.h5ad --grn weights.csv", "weights.csv", "weight must be a finite"),
+    Bad("train.py --data tiny.h5ad --grn turned.csv", "turned.csv", "'\\u202eTF' holds a contr"),
+    Bad(
+        "train.py --data tiny.h5ad --gene-embedding turned_names.csv", "turned_n", "'TF\\u200e1' h"
+    ),
     Bad("train.py --data tiny.h5ad --grn absent.csv", "absent.csv", "nor a readable CSV"),
     Bad("train.py --data tiny.h5ad --grn binary.csv", "binary.csv", "nor a readable CSV"),
     Bad("train.py --data tiny.h5ad --drug-embedding x.csv", "x.csv", "is a screen of genes"),
@@ -494,6 +554,26 @@ SETTINGS = [
         "SMILES need RDKit",
         without_rdkit,
     ),
+    Bad("train.py --data drugs.h5ad --grn edges2.csv", "edges2.csv", "is a screen of drugs; leave"),
+    Bad(
+        "train.py --data drugs.h5ad --also ENSG00000000001",
+        "--also",
+        "of a --drug-embedding can be",
+    ),
+    Bad(
+        "train.py --data tiny.h5ad --test TF006 --split-column x", "--split-column", "beside --test"
+    ),
+    Bad(
+        "train.py --data tiny.h5ad --test TF006 --test-fraction 0.3",
+        "--test-fraction",
+        "has no effect beside --test; leave it out",
+    ),
+    Bad(
+        "train.py --data tiny.h5ad --split-column x --test-fraction 0.3",
+        "--test-fraction",
+        "has no effect beside --split-column; leave it out",
+    ),
+    Bad("train.py --ablate --verbose", "--verbose", "has no effect beside --ablate; leave it out"),
     Bad("train.py --data tiny.h5ad --also NOBODY", "--also NOBODY", "not among the 40 genes"),
     Bad("train.py --data tiny.h5ad --device cuda:9", "--device cuda:9", "use --device cpu"),
     Bad("train.py --data tiny.h5ad --device hpu", "--device hpu", "use --device cpu"),
@@ -509,6 +589,9 @@ RUNS = [
     Bad(f"train.py --data tiny.h5ad --out new/{'x' * 300}", "new/xxx", "File name too long); ch"),
     Bad("train.py --data tiny.h5ad --out /proc/run", "/proc/run", "choose another place"),
     Bad("train.py --data tiny.h5ad --out new\udcff", "new\\udcff", "not UTF-8; give another"),
+    Bad("train.py --data tiny.h5ad --out '\x1b[31mred'", "'\\x1b[31mred'", "holds a control char"),
+    Bad("train.py --data tiny.h5ad --test 'TF\u202e'", "'TF\\u202e'", "holds a control character"),
+    Bad("sample.py run --condition 'TF\n001'", "'TF\\n001'", "holds a control character"),
     Bad("train.py --data tiny.h5ad --out edges.csv/run", "edges.csv", "choose another place"),
     Bad("train.py --out run_screen", "run_screen/screen.h5ad", "exists already; name it with --d"),
     Bad("train.py --resume nowhere", "nowhere", "is not a run of train.py"),
@@ -517,7 +600,10 @@ RUNS = [
     Bad("train.py --resume run --seed 0", "--resume run", "leave out --seed"),
     Bad("train.py --resume run --paper --out x", "--resume run", "leave out --out, --paper"),
     Bad("train.py --resume run --data renamed.h5ad", "renamed.h5ad", "the file has changed since"),
-    Bad("train.py --resume run_moved", "gone.h5ad", "no such file"),
+    Bad(
+        "train.py --resume run_moved", "gone.h5ad", "train.py --resume run_moved --data FILE tells"
+    ),
+    Bad("sample.py run_moved", "gone.h5ad", "train.py --resume run_moved --data FILE tells"),
     Bad("train.py --resume run_old", "run_old/model.pt", f"version ({train.sample.FORMAT - 1}, th"),
     Bad("train.py --resume run_pickle", "run_pickle/model.pt", "not a checkpoint of plain"),
     Bad("train.py --resume run_cost", "--cost", "must be one of sqeuclidean, euclidean, cosine"),
@@ -532,6 +618,7 @@ SAMPLING = [
     Bad("sample.py run_empty", "run_empty/model.pt", "truncated, or not a checkpoint"),
     Bad("sample.py run_bare", "run_bare/model.pt", "parts are missing; train again"),
     Bad("sample.py run_alien", "run_alien/model.pt", "do not fit together; train again"),
+    Bad("sample.py run_coloured", "run_coloured/model.pt", "not as train.py writes it"),
     Bad("sample.py run_tensor", "run_tensor/model.pt", "another version"),
     Bad("sample.py run --condition NOBODY", "NOBODY", "not perturbed in training"),
     Bad("sample.py run --condition TF001@HeLa", "'HeLa'", "there are typeA, typeB"),
@@ -540,6 +627,8 @@ SAMPLING = [
     Bad("sample.py run_drugs --condition drug9:1", "drug9", "nothing is known of its structure"),
     Bad("sample.py run --cells 0", "--cells", "must be from 1 to 1,000,000, not 0"),
     Bad("sample.py run --seed -2", "--seed", "must be from 0 to 2,147,483,647, not -2"),
+    Bad("sample.py run --layer counts", "--layer", "has no effect without --data; leave it out"),
+    Bad("sample.py run --training --condition TF006", "--training", "has no effect beside --cond"),
     Bad("sample.py run --data tiny.h5ad", "--data", "needs --condition"),
     Bad(
         "sample.py run --data few_genes.h5ad --condition TF001",
@@ -573,6 +662,14 @@ SCORING = [
     Bad("evaluate.py", "run", "or --predicted and --data"),
     Bad("evaluate.py run --data tiny.h5ad", "run", "or --predicted and --data"),
     Bad("evaluate.py --predicted tiny.h5ad", "run", "or --predicted and --data"),
+    Bad("evaluate.py run --control ctrl", "--control", "has no effect on a run, which knows how"),
+    Bad("evaluate.py run --device cpu", "--device", "has no effect without --rivals; leave it out"),
+    Bad("evaluate.py run run --seed 0", "--seed", "has no effect on runs that are scored already"),
+    Bad(
+        "evaluate.py --predicted tiny.h5ad --data tiny.h5ad --training",
+        "--training",
+        "has no effect without a run; leave it out",
+    ),
     Bad("evaluate.py run --squared", "--squared", "give --out"),
     Bad("evaluate.py run run --report x.html", "--report", "score each run by itself"),
     Bad("evaluate.py run --report run/model.pt", "run/model.pt", "is no name in .html"),
@@ -583,9 +680,18 @@ SCORING = [
     Bad("evaluate.py run --training --rivals scgen", "--rivals", "not --training"),
     Bad("evaluate.py run --cheats --training", "--cheats", "takes one run"),
     Bad("evaluate.py run --seed -1", "--seed", "must be from 0 to"),
+    Bad(
+        "evaluate.py run/model.pt", "run/model.pt", "is a file; give the folder of a run, or --pre"
+    ),
     Bad("evaluate.py nowhere", "nowhere/predicted.h5ad", "no such file"),
     Bad("evaluate.py run_foreign", "run_foreign/predicted.h5ad", "not written by sample.py"),
     Bad("evaluate.py run_damaged", "run_damaged/predicted.h5ad", "not say which run made it"),
+    Bad(
+        "evaluate.py deep_settings --report x.html", "deep_settings/predicted.h5ad", "not say which"
+    ),
+    Bad("evaluate.py deep_reading", "deep_reading/predicted.h5ad", "does not say how its screen"),
+    Bad("evaluate.py deep_scores deep_scores", "deep_scores/metrics.json", "score each run first"),
+    Bad("evaluate.py run_belling", "run_belling/predicted.h5ad", "not say which run made it"),
     Bad("evaluate.py run_changed", "tiny.h5ad", "not held out: the file has changed since"),
     Bad("evaluate.py run nowhere", "run/metrics.json", "score each run first"),
     Bad("evaluate.py rooted squared", "rooted", "some were scored with --squared"),
@@ -616,6 +722,11 @@ SCORING = [
         "'TF006' means several measured conditions (TF006@typeA, TF006@typeB)",
     ),
     Bad(
+        "evaluate.py --predicted turned_condition.h5ad --data tiny.h5ad",
+        "turned_condition.h5ad",
+        "'\\u202eTF006@typeA' holds a control character",
+    ),
+    Bad(
         "evaluate.py --predicted no_condition.h5ad --data tiny.h5ad",
         "no_condition.h5ad",
         "holds no predicted cells of any condition",
@@ -634,6 +745,7 @@ SCORING = [
 SIMULATING = [
     Bad("toy_data.py screen run/model.pt", "run/model.pt", "is no name in .h5ad"),
     Bad("toy_data.py screen new.h5ad --cells -5", "a screen has", "100 cells or more"),
+    Bad("toy_data.py screen new.h5ad --drugs 8 --perturbed 4", "--perturbed", "beside --drugs; le"),
     Bad("toy_data.py screen new.h5ad --drugs 6", "a screen has", "drugs by fours"),
     Bad("toy_data.py screen no/where.h5ad --cells 100", "no/where.h5ad", "cannot be written"),
     Bad("toy_data.py screen", "toy_data.py", "required: out"),

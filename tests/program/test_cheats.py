@@ -52,6 +52,15 @@ def standing(screen, predicted, handed_in):
     return standings(rows).set_index(["method", "metric", "genes"])
 
 
+def test_a_sign_test_counts_drugs_without_their_doses(screen, predicted, monkeypatch):
+    """In the rows that are scored and kept."""
+    monkeypatch.setattr(evaluate, "SPLITS", 1)
+    entry = evaluate.summarise(score(screen, predicted))["control"]["E-distance"]["all"]
+    drugs = {perturbation.partition(":")[0] for perturbation, _ in screen.held_out}
+    assert (entry["unit"], entry["units"]) == ("perturbation", len(drugs))
+    assert entry["conditions"] > 2 * len(drugs)
+
+
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_below_all_honest_methods_in_the_metric_that_is_named(standing, name):
     there = standing.xs("all", level="genes").loc[(name, CHEATS[name].exposed)]

@@ -84,6 +84,22 @@ def test_every_setting_can_be_set_from_the_command_line(field):
     }
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--embedding 8", "note: --embedding has no effect with --shifts\n"),
+        ("--paper --embedding 8 --epsilon 0.1 --cost cosine", ""),
+        ("--pairing exact --epsilon 0.1", "note: --epsilon has no effect with --pairing exact\n"),
+        ("--pairing random --cost cosine", "note: --cost has no effect with --pairing random\n"),
+    ],
+)
+def test_a_setting_that_changes_nothing_beside_the_others_is_named(options, said, capsys):
+    """And no other is."""
+    args = train.parser_of_settings().parse_args(options.split())
+    train.note_effects(train.settings_of(args), args)
+    assert capsys.readouterr().out == said
+
+
 # ---- Help ----------------------------------------------------------------------------------------
 
 
@@ -601,6 +617,37 @@ def test_a_run_whose_file_has_moved_can_be_resumed(folder, cut, tmp_path):
     torch.save(content, tmp_path / "cut/model.pt")
     done(tmp_path, "train.py", "--resume", "cut", "--data", moved, first=without_scores)
     assert (tmp_path / "cut/predicted.h5ad").exists()
+    done(tmp_path, "sample.py", "cut")  # which knows it from then on
+    done(tmp_path, "evaluate.py", "cut")
+
+
+def test_a_condition_that_two_names_mean_is_predicted_once(folder, tmp_path):
+    """Its cells would be there twice."""
+    words = ["--condition", "TF001", "--condition", "TF001@typeA", "--cells", 5]
+    done(folder, "sample.py", "run", *words, "--out", tmp_path / "x.h5ad")
+    counts = anndata.read_h5ad(tmp_path / "x.h5ad").obs["condition"].value_counts()
+    assert counts.to_dict() == {"TF001@typeA": 5, "TF001@typeB": 5}
+
+
+def test_a_folder_that_would_write_to_the_terminal_is_no_place_to_work_in(folder, tmp_path):
+    """Its path is printed, and kept in checkpoints."""
+    red = tmp_path / "\x1b[31mred"
+    red.mkdir()
+    code, printed, errors = Script(red, "-m", "screens", folder / "tiny.h5ad").ended()
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: the current folder: ") and "\x1b" not in errors
+
+
+def ascii_only():
+    """In the process of a script: a terminal that knows no other letters."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    without_figures()
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_code(folder):
+    """As on Windows, where a traceback would end the run."""
+    printed = done(folder, "evaluate.py", "run", "--verbose", first=ascii_only)
+    assert r"mean \xb1 standard deviation" in printed
 
 
 # ---- A user's network ----------------------------------------------------------------------------
@@ -662,7 +709,7 @@ def test_a_simulated_screen_of_drugs_is_one_of_drugs(tmp_path):
     """With so many of them."""
     done(tmp_path, "toy_data.py", "screen", "d.h5ad", "--drugs", 4, "--cells", 400, "--genes", 20)
     printed = done(tmp_path, "-m", "screens", "d.h5ad", "--split-column", "split_drug")
-    assert "16 drug perturbations" in printed
+    assert "4 drugs at 4 doses from" in printed
     assert "structures from uns" in printed
 
 
@@ -670,6 +717,8 @@ def test_a_simulated_screen_of_drugs_is_one_of_drugs(tmp_path):
 
 SCRIPTS = [["train.py"], ["sample.py"], ["evaluate.py"], ["toy_data.py"], ["-m", "screens"]]
 SCRIPTS += [["-m", f"course.{name}"] for name in ("gaussian", "pairing", "trackability")]
+SCRIPTS += [[f"docs/{name}.py"] for name in ("bridges", "ceilings", "rivals")]
+SCRIPTS += [[f"course/{name}.py"] for name in ("figures", "grade", "run_lessons")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script[-1])

@@ -259,11 +259,12 @@ def test_discrimination_tells_the_conditions_own_cells_from_controls(summaries):
     assert mean("controls") < 0.6
 
 
-def test_the_sign_test_counts_the_conditions_in_which_the_model_is_better(screen, summaries):
+def test_a_summary_counts_the_conditions_in_which_the_model_is_better(screen, summaries):
     twin = summaries["twin"]["linear knock-out"]["E-distance"]["all"]
     shuffled = summaries["shuffled"]["control"]["E-distance"]["all"]
     assert twin["beaten_in"] == len(screen.held_out)
     assert shuffled["beaten_in"] == 0
+    assert (twin["unit"], twin["units"]) == ("perturbation", len({p for p, _ in screen.held_out}))
 
 
 # ---- What the metrics are worth on a screen ------------------------------------------------------
@@ -752,7 +753,8 @@ def test_a_run_that_was_not_scored_is_named(scored):
         evaluate.pool_runs([str(scored / "root"), "nowhere"])
 
 
-ROW = {"condition": "A@x", "scores": {"model": {"EMD": {"all": 1.0}}}}
+ROW = row_of(1.0, 0.4)
+SCORES = ROW["scores"]
 WHOLE = {"source": "x.h5ad", "squared": False, "costs": {}, "conditions": [ROW]}
 NO_SCORES = [  # what is no metrics.json
     None,
@@ -760,7 +762,13 @@ NO_SCORES = [  # what is no metrics.json
     {**WHOLE, "conditions": ["A@x"]},
     {**WHOLE, "conditions": [{"condition": "A@x"}]},
     {**WHOLE, "conditions": [{**ROW, "condition": ["A"]}]},
-    {**WHOLE, "conditions": [{**ROW, "scores": {"model": {"EMD": {"all": "low"}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"EMD": {"all": "low"}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"EMD": {"all": 1.0}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {**SCORES, "linear": {"E-distance": {}}}}]},
+    {**WHOLE, "conditions": [{**ROW, "scores": {"model": SCORES["model"]}}]},
+    {**WHOLE, "conditions": [{**ROW, "perturbation": ["A"]}]},
+    {**WHOLE, "conditions": [{**ROW, "spread": 5}]},
+    {**WHOLE, "costs": {"model": {"seconds": 1}}},
     {**WHOLE, "source": ["x.h5ad"]},
     {**WHOLE, "costs": {"model": {"seconds": "few"}}},
 ]

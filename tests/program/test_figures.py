@@ -138,6 +138,19 @@ def test_every_held_out_cell_type_is_shown_in_the_pca(drawn):
     assert legend.get_title().get_text() == "6 of 7 conditions; crosses: means"
 
 
+def test_a_perturbation_has_one_colour_in_all_cell_types_of_the_pca(drawn):
+    """Though not the same ones are strongest in each; in a panel every colour is of one."""
+    screen, rows, predicted = scored(("a", "b", "c"), 9)
+    scores.draw_pca("", screen, [*rows[:9], *rows[12:18], *rows[:-10:-1]], predicted)
+    colours = {}
+    for panel in drawn[0].axes:
+        groups = [group for group in panel.collections if group.get_label().startswith("P")]
+        of_panel = {group.get_label(): group.get_facecolor()[0, :3].tolist() for group in groups}
+        assert len(set(map(tuple, of_panel.values()))) == len(of_panel) > 3
+        for name, colour in of_panel.items():
+            assert colours.setdefault(name, colour) == colour
+
+
 # ---- Paths ---------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,21 @@ def test_an_epoch_of_few_steps_is_enough(capsys):
     assert printed == "about 2 s in all: 1 epoch of 2 s\n"
 
 
+def test_the_bars_estimate_does_not_jump_while_pairs_are_drawn():
+    """60 s of pairs and ten steps of 1 s an epoch: it is never off by more than one's pairs."""
+    clock = Clock()
+    bar = Forecast(0.0, 5, 10, lambda step: 0.0, clock, file=io.StringIO(), total=50)
+    for epoch in range(5):
+        clock.now += 60
+        bar.update(0)
+        for step in range(10):
+            clock.now += 1
+            bar.update()
+            shown = bar.format_dict
+            remaining = (shown["total"] - shown["n"]) / shown["rate"]
+            assert abs(remaining - (5 * 70 - clock.now)) <= 60, (epoch, step)
+
+
 @pytest.mark.parametrize(
     "seconds, words",
     [

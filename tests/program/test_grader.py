@@ -354,6 +354,8 @@ BAD = {
     "nothing.py": "nothing.py: no such file; give the path of your copy of exercises.py",
     "mine.ipynb": "mine.ipynb: not a .py file; export a notebook as a script first",
     "mine.py --json no/r.json": "--json no/r.json: no such folder; make it first",
+    "mine.py --json .": "--json .: Is a directory; name a file to be written",
+    "mine.py --seconds nan": "argument --seconds: must be above 0 and below a million, not nan",
     "mine.py --only bridge": "argument --only: invalid choice: 'bridge'",
     ".": ".: is a folder; give the path of your copy of exercises.py",
     "--only bridge_drift mine.py": "mine.py is no exercise; the file comes first: python",

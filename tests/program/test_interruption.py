@@ -233,7 +233,7 @@ def stopped_while_reading():
     def stop(*arguments, **options):
         send(signal.SIGTERM)
 
-    screens.prepare = stop
+    screens.prepare_again = stop
 
 
 def test_another_script_that_is_stopped_says_to_start_it_again(folder):

@@ -30,7 +30,15 @@ def row_of(condition, model, control=1.0, floor=0.1, **rivals):
         name.replace("_", " "): {"E-distance": {"all": value}, "EMD": {"all": value}}
         for name, value in {"control": control, "model": model, "floor": floor, **rivals}.items()
     }
-    return {"condition": condition, "cells": 30, "top_genes": ["g1", "g2"], "scores": scores}
+    perturbation, _, cell_type = condition.partition("@")
+    return {
+        "condition": condition,
+        "perturbation": perturbation,
+        "cell type": cell_type,
+        "cells": 30,
+        "top_genes": ["g1", "g2"],
+        "scores": scores,
+    }
 
 
 def said(rows, what="12 genes"):
@@ -55,7 +63,7 @@ def test_a_model_that_wins():
     model = np.mean([0.4] * 9 + [0.7])
     assert f"On 12 genes the model closes {(1 - model) / 0.9:.2f} of the gap between" in gap
     assert rival == "It is better than linear, the best rival (0.37), in 9 of 10 conditions " + (
-        "(sign test, p = 0.02)."
+        "(sign test over 10 perturbations, p = 0.02)."
     )
     assert worse == "It is worse than linear in 1 (c9@x) and worse than doing nothing in none."
 
@@ -79,19 +87,55 @@ def test_where_the_mean_and_the_count_disagree_both_are_said():
     behind = said(rows_of(*[(0.7, 0.71)] * 6, *[(0.7, 0.01)] * 4))[1]
     assert ahead.startswith("On average it is better than linear, the best rival (0.33), but that")
     assert behind.startswith("On average it loses to linear, the best rival (0.63), though it is")
-    assert ahead.endswith("only in 4 of 10 conditions, which may be chance (sign test, p = 0.75).")
+    assert ahead.endswith(
+        "only in 4 of 10 conditions, which may be chance (sign test over 10 perturbations, "
+        "p = 0.75)."
+    )
 
 
 def test_few_conditions_decide_nothing():
     """Five wins out of five have p = 0.06."""
     assert said(rows_of(*[WON] * 5))[1].endswith(
-        "in 5 of 5 conditions; so few conditions cannot decide."
+        "in 5 of 5 conditions; 5 perturbations cannot decide."
     )
     one = said(rows_of(WON))[1]
     assert one == "It is better than linear, the best rival (0.33); one condition says little."
     assert said(rows_of(*[LOST] * 3))[1].startswith(
         "It loses to linear, the best rival (0.67): it is better"
     )
+
+
+def test_a_rival_that_is_worse_than_doing_nothing_is_said_to_be():
+    """And no gap is written -0.00."""
+    assert (
+        "linear, the best rival, itself worse than doing nothing (-0.11), in 8 of 8"
+        in (said(rows_of(*[(0.4, 1.1)] * 8))[1])
+    )
+    assert "linear, the best rival (0.00), in 8" in said(rows_of(*[(0.4, 1.0001)] * 8))[1]
+
+
+def test_cell_types_and_doses_of_a_perturbation_count_once():
+    """By the mean of their differences."""
+    rows = [row_of(f"P{i}@{t}", 0.4, linear=0.7) for i in range(8) for t in "xy"]
+    assert said(rows)[1].endswith(
+        "in 16 of 16 conditions (sign test over 8 perturbations, p = 0.008)."
+    )
+    for row in rows[1::2]:
+        row["scores"]["linear"]["E-distance"]["all"] = 0.2  # lost by less than the other is won by
+    assert said(rows)[1].endswith("(sign test over 8 perturbations, p = 0.008).")
+    assert said(rows[:6])[1].endswith("in 3 of 6 conditions; 3 perturbations cannot decide.")
+
+
+def test_of_one_perturbation_cell_types_are_counted():
+    """Its doses are not; nor is anything but conditions where the rows do not say."""
+    rows = [row_of(f"P@{t}", 0.4, linear=0.7) for t in "abcdef"]
+    assert "(sign test over 6 cell types, p = 0.03)" in said(rows)[1]
+    for row in rows:
+        row["cell type"] = "a"
+    assert said(rows)[1].endswith("in 6 of 6 conditions; 1 perturbation cannot decide.")
+    for row in rows:
+        del row["perturbation"], row["cell type"]
+    assert "(sign test over 6 conditions, p = 0.03)" in said(rows)[1]
 
 
 def test_without_a_rival_the_model_is_compared_with_doing_nothing():

@@ -142,6 +142,18 @@ def test_what_is_there_is_not_asked_for_again(server):
     assert len(server.ranges) == 1
 
 
+def test_a_damaged_file_is_downloaded_again_and_says_so(server, h5ad, capsys):
+    """One that was cut short, say; what only reading finds is to be deleted."""
+    path = Path(screens.data_path("adamson"))
+    path.write_bytes(h5ad[: len(h5ad) // 2])
+    assert Path(screens.data_path("adamson")).read_bytes() == h5ad
+    assert f"{path}: damaged; it is downloaded again" in capsys.readouterr().out
+    with h5py.File(path, "r+") as file:
+        del file["var"]
+    with pytest.raises(screens.InputError, match=r"adamson.h5ad: .*; delete it, and it is downl"):
+        screens.read_screen(screens.data_path("adamson"))
+
+
 def test_a_redirect_is_followed(server, h5ad, monkeypatch):
     means(monkeypatch, server, "md5:" + hashlib.md5(h5ad).hexdigest(), path="moved")
     assert Path(screens.data_path("adamson")).read_bytes() == h5ad
@@ -244,7 +256,8 @@ def test_a_server_without_the_file_is_one_line(server, mood, said):
     """Some hosts answer a program with a page, under 202."""
     server.mood = mood
     line = refused(server)
-    assert said in line and line.endswith("name the file: --data FILE.h5ad")
+    assert said in line
+    assert line.endswith("fetch it with a browser and give the file's path in place of adamson")
 
 
 def test_no_network_is_one_line(server, monkeypatch):

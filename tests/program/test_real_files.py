@@ -278,7 +278,7 @@ def said_of(path, *options):
 FACTS = [
     "180 cells x 10 genes",
     "log1p already",
-    "4 drug perturbations from 'condition'",
+    "3 drugs at 1 to 2 doses from 'condition'",
     "dose from 'dose_val'",
     "A549 (12 controls), K562 (12 controls), MCF7 (12 controls)",
     "12 conditions of 12 to 12 cells: 10 to train on, 2 held out",

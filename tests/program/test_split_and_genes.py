@@ -99,6 +99,7 @@ def test_the_split_column_of_the_file_overrides_the_random_split(tmp_path):
     }
     screen = screens.prepare(write_labelled(tmp_path, columns, counts=False))
     assert screen.held_out == {("KLF1", "cell")}
+    assert "column 'split' says which conditions are held out" in screen.found
 
 
 def test_a_condition_is_held_out_by_the_file_only_if_all_its_cells_are(tmp_path):
