@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import screens
 from rivals.set_diffusion import Denoiser, draw_sets, set_loss
+from rivals.shifts import shifted
 from rivals.training import minimise
 from screens import CONTROL
 
@@ -78,4 +79,16 @@ def perturbdiff(screen, seed=0, device="cpu", steps=1000, sets=8):
         return (x.flatten(0, 1)[: len(x0)] * scale).cpu().numpy()
 
     predict.parameters = sum(weights.numel() for weights in model.parameters())
+    predict.zeros_kept = zeros_kept
     return predict
+
+
+def zeros_kept(x0, cells):
+    """Controls x0 (n, N), moved by the mean of predicted cells less their own (`shifted`).
+
+    A predicted cell has no control that it came from, and values just above 0 where a measured one
+    has none: the lowest of each gene count as 0, so that as many cells express it as controls do.
+    """
+    place = cells.argsort(0).argsort(0)
+    cleared = np.where(place < (x0 == 0).sum(0), 0, cells)
+    return shifted(x0, cleared.mean(0) - x0.mean(0))
