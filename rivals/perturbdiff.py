@@ -7,6 +7,7 @@ The network, the loss and the sampler stand in `set_diffusion.py`.
 
 import math
 import zlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -65,11 +66,14 @@ def perturbdiff(screen, seed=0, device="cpu", steps=1000, sets=8):
         controls = draw([screen.controls(cell_type) for _, cell_type in drawn])
         return set_loss(model, x, controls, told(drawn), generator)
 
-    minimise(model.parameters(), loss, steps, 2e-3, "PerturbDiff")
+    @cache  # once, and only where it applies
+    def train():
+        minimise(model.parameters(), loss, steps, 2e-3, "PerturbDiff")
 
     def predict(perturbation, cell_type, x0):
         if not set(parts_of(perturbation, cell_type)) <= parts.keys():
             return None
+        train()
         own = torch.Generator(device)
         own.manual_seed(zlib.crc32(f"{seed} {perturbation}@{cell_type}".encode()))
         n_sets = math.ceil(len(x0) / SET)

@@ -297,6 +297,17 @@ def test_it_applies_where_each_target_and_the_type_were_trained_on_together_or_n
     assert applies == [True] * 4 + [False] * 4
 
 
+def test_it_is_trained_once_and_only_where_it_applies(screen, monkeypatch):
+    taken = []
+    monkeypatch.setattr(rivals.perturbdiff, "minimise", lambda *arguments: taken.append(arguments))
+    predict = perturbdiff(screen)
+    x0 = screen.dense(screen.controls("x"))[:3]
+    predict("E", "x", x0)
+    assert not taken
+    predict("A", "x", x0), predict("B", "x", x0)
+    assert len(taken) == 1
+
+
 def test_a_drug_has_to_be_trained_on_at_that_dose(screen):
     doses = {CONTROL: CONTROL, "A": "d:1", "B": "d:2", "C": "e:1", "D": "d:3"}
     screen.groups = {(doses[p], t): rows for (p, t), rows in screen.groups.items()}

@@ -135,9 +135,9 @@ def test_what_takes_no_part_in_a_step_stays_where_it_is():
 # ---- One interface -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in rivals.TRAINED if name != "PerturbDiff"])
+@pytest.mark.parametrize("name", rivals.TRAINED)
 def test_every_trained_rival_takes_a_seed_and_a_device_and_counts_its_numbers(name):
-    """As `evaluate.py --rivals` calls it. (PerturbDiff trains at once; its own tests call it.)"""
+    """As `evaluate.py --rivals` calls it."""
     predict = rivals.TRAINED[name](two_types(np.random.default_rng(0)), seed=1, device="cpu")
     assert isinstance(predict.parameters, int)
     assert predict("never seen", "x", np.ones((2, 3))) is None

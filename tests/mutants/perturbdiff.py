@@ -157,6 +157,12 @@ MUTANTS = {
         ),
         (
             RIVAL,
+            "    @cache  # once, and only where it applies\n",
+            "",
+            "trained again for every condition",
+        ),
+        (
+            RIVAL,
             "np.where(place < (x0 == 0).sum(0), 0, cells)",
             "cells",
             "values just above 0 count in the mean",
