@@ -34,6 +34,7 @@ from rivals.cellot import (
 )
 from rivals.compact_cellot import COMPACT, compact_cellot
 from rivals.laot import laot
+from rivals.matching_mean import matching_mean
 from rivals.scgen import VAE, scgen, train_vae, vae_loss
 from rivals.training import minimise
 from rivals.vector_arithmetic import (
@@ -223,6 +224,15 @@ def test_arithmetic_with_zeros_kept_is_a_treatments_mean_shift_of_the_expressed(
     assert np.allclose(
         predict.zeros_kept(x0, predict("A", "y", x0)), [[0, 0], [2.5, 2.5], [1.5, 0]]
     )
+
+
+def test_vector_arithmetic_with_zeros_kept_is_the_matching_mean(rng):
+    """Where the treatment was seen: the same rival by another way."""
+    screen = two_types(rng)
+    x0 = rng.gamma(2, 3, (9, 3)) * (rng.random((9, 3)) < 0.5)
+    predict = vector_arithmetic(screen)
+    kept = predict.zeros_kept(x0, predict("A", "z", x0))
+    assert np.allclose(kept, matching_mean(screen)("A", "z", x0), atol=1e-4)
 
 
 def test_pca_arithmetic_is_a_shift_within_the_principal_components(rng):
