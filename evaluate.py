@@ -66,7 +66,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
 )
 from report.tables import SHORT, as_markdown, as_text, make_tables, paper_of
 from report.trust import read_trust
-from rivals import RIVALS, TRAINED, option_of
+from rivals import RIVALS, TRAINED, forms_of, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
 from rivals.shifts import in_type, mean_shift
@@ -466,7 +466,8 @@ def summarise(rows, more=()):
     """
     summary = {}
     unit = independent_unit(rows)
-    for name in [*RIVALS, *TRAINED, "model", *REFERENCES, *more]:
+    both = [form for name in TRAINED for form in forms_of(name)]
+    for name in [*RIVALS, *both, "model", *REFERENCES, *more]:
         scored = [row for row in rows if name in row["scores"]]
         scores = [row["scores"] for row in scored]
         units = np.array([i if unit == "condition" else row[unit] for i, row in enumerate(scored)])
@@ -908,8 +909,9 @@ def tables_of(summary, rows, paper=None, costs=None):
 
 
 def train_rivals(names, run, screen, seed, device):
-    """{rival: {condition: cells}} of some names in TRAINED for a run's held-out conditions.
+    """{row: {condition: cells}} of some names in TRAINED for a run's held-out conditions.
 
+    Two rows of each (`forms_of`), as published and improved, from one training.
     And {rival, and "model" beside them: {"seconds", "parameters"}}, what each of them costs.
     """
     starts = {
@@ -920,7 +922,9 @@ def train_rivals(names, run, screen, seed, device):
     trained, costs = {}, {}
     for name in names:
         path = f"{run}/rivals/{option_of(name)}.h5ad"
-        trained[name], costs[name] = kept_cells(path, name, screen, starts, seed, device)
+        forms, costs_of_both = kept_cells(path, name, screen, starts, seed, device)
+        trained |= forms
+        costs |= dict.fromkeys(forms, costs_of_both)
     if names:
         costs["model"] = costs_of_model(run)
     return trained, costs

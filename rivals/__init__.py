@@ -4,7 +4,9 @@
 
 x0 (n, N) are control cells of that type, dense log1p. A rival looks at training conditions only,
 and predicts None where it does not apply. Those of TRAINED are trained when they are asked for, and
-take a seed and a device; how many numbers they fit is predict.parameters.
+take a seed and a device; how many numbers they fit is predict.parameters. What they predict is the
+published form; predict.zeros_kept(x0, cells) makes of its cells those of the improved one, which is
+our one attempt to make each of them stronger.
 """
 
 from functools import partial
@@ -55,3 +57,8 @@ TRAINED = {
 def option_of(name):
     """A rival's name on the command line, and of the file that keeps its cells."""
     return name.lower().replace(" ", "-")
+
+
+def forms_of(name):
+    """The rows of a trained rival in a table: as published, and improved."""
+    return name, f"{name}, zeros kept"

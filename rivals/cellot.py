@@ -12,7 +12,7 @@ from torch.nn.functional import leaky_relu, softplus
 
 from rivals.shifts import same_perturbation
 from rivals.training import minimise
-from rivals.vector_arithmetic import encoded, principal_components
+from rivals.vector_arithmetic import as_cells, encoded, principal_components, zeros_kept
 
 INNER = 10  # steps of g to one of f
 BATCH = 256
@@ -78,9 +78,8 @@ def train_pair(f, g, draw_x, draw_y, steps, **options):
     """Train in turns: INNER steps of g, one of f, `steps` times. Returns the losses.
 
     draw_x(), draw_y(): a batch of codes (n, d) of controls and of treated cells; options: of
-    `minimise`. Together they seek max over f of min over g of
-    E |x|^2 / 2 + |y|^2 / 2 - f(y) + f(T x) - <x, T x>, half the squared Wasserstein distance
-    (Makkuva et al. 2020).
+    `minimise`. Together they seek max over f of min over g of E |x|^2 / 2 + |y|^2 / 2 - f(y)
+    + f(T x) - <x, T x>, half the squared Wasserstein distance (Makkuva et al. 2020).
     """
 
     def loss(step):
@@ -99,9 +98,9 @@ def train_pair(f, g, draw_x, draw_y, steps, **options):
 def transport_map(screen, encode, decode, form, training, seed, device, standardise=False):
     """Predict decode(T(encode(x0))), nothing below 0, with networks of its own for each treatment.
 
-    They are trained when the treatment is first asked for, on the cells of all types in which it
-    was trained; of each type as many controls are drawn as treated cells. form: of `ConvexNetwork`;
-    training: of `train_pair`; standardise: give the codes of these cells mean 0 and variance 1.
+    They are trained when it is first asked for, on the cells of all types in which it was trained;
+    of each as many controls are drawn as treated cells. form: of `ConvexNetwork`; training: of
+    `train_pair`; standardise: give the codes of these cells mean 0 and variance 1.
     """
 
     def to_tensor(values):
@@ -131,9 +130,10 @@ def transport_map(screen, encode, decode, form, training, seed, device, standard
             return None
         g, centre, scale = trained(perturbation)
         moved = transport(g, to_tensor((encode(x0) - centre) / scale)).cpu().numpy()
-        return np.maximum(decode(moved * scale + centre), 0).astype(np.float32)
+        return as_cells(decode(moved * scale + centre))
 
     predict.parameters = 0
+    predict.zeros_kept = partial(zeros_kept, encode, decode)
     return predict
 
 

@@ -14,30 +14,37 @@ from tqdm import tqdm
 import rivals
 import screens
 
+LAYER = "zeros_kept"  # of an h5ad: a rival's improved cells
+
 
 def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
-    """A trained rival's cells {condition: (n, N) CSR} and its {"seconds", "parameters"}.
+    """{row of a table (`rivals.forms_of`): {condition: cells (n, N) CSR}} of a trained rival.
 
-    Read from the h5ad that keeps them, if it was made of the same screen and seed; else the rival
-    is trained, and the h5ad written. name: in `rivals.TRAINED`; starts: {(perturbation, cell type):
-    rows of the controls to start from}. Conditions to which the rival does not apply are left out.
+    And its {"seconds", "parameters"}. Read from the h5ad that keeps them, if it was made of the
+    same screen and seed; else the rival is trained, and the h5ad written. name: in
+    `rivals.TRAINED`; starts: {(perturbation, cell type): rows of the controls to start from}.
+    Conditions to which the rival does not apply are left out.
     """
     mark = fingerprint(screen, seed)
     if os.path.exists(path):
         adata = screens.open_h5ad(path)
         about = adata.uns.get("departures", {})
         if about.get("fingerprint") == mark:
-            return cells_of(adata), costs_of(about)
+            both = cells_of(adata), cells_of(screens.open_h5ad(path, LAYER))
+            return dict(zip(rivals.forms_of(name), both, strict=True)), costs_of(about)
         print(f"{path}: of another screen, split, genes or seed; {name} is trained again")
     screens.check_folder(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     begun = time.monotonic()
     predict = rivals.TRAINED[name](screen, seed=seed, device=device)
-    cells = {}
+    forms = {form: {} for form in rivals.forms_of(name)}
+    published, improved = forms.values()
     for key, rows in tqdm(starts.items(), name, leave=False, unit="condition"):
-        made = predict(*key, screen.dense(rows))
+        x0 = screen.dense(rows)
+        made = predict(*key, x0)
         if made is not None:
-            cells[key] = sparse.csr_matrix(made)
+            published[key] = sparse.csr_matrix(made)
+            improved[key] = sparse.csr_matrix(predict.zeros_kept(x0, made))
     about = {
         "rival": name,
         "seconds": time.monotonic() - begun,
@@ -46,12 +53,12 @@ def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
         "device": str(device),
         "fingerprint": mark,
     }
-    write_cells(path, screen, cells, starts, about)
-    return cells, costs_of(about)
+    write_cells(path, screen, published, improved, starts, about)
+    return forms, costs_of(about)
 
 
 def fingerprint(screen, seed):
-    """A hash of all that a rival's cells depend on: screen, split, genes and seed."""
+    """A hash of all that a rival's cells depend on: screen, split, genes and seed; and LAYER."""
     hashed = hashlib.sha256()
     X = screen.X
     for part in (X.data, X.indices, X.indptr):
@@ -59,7 +66,7 @@ def fingerprint(screen, seed):
             hashed.update(np.ascontiguousarray(part[start : start + 2**24]))
     for names in (screen.genes, screen.perturbation, screen.cell_type):
         hashed.update("\n".join(map(str, names)).encode())
-    hashed.update(json.dumps([screen.fingerprint(), seed]).encode())
+    hashed.update(json.dumps([screen.fingerprint(), seed, LAYER]).encode())
     return hashed.hexdigest()
 
 
@@ -74,8 +81,11 @@ def cells_of(adata):
     return {key: adata.X[np.sort(rows)] for key, rows in groups.items()}
 
 
-def write_cells(path, screen, cells, starts, about):
-    """Write a rival's cells as an h5ad with the columns of predicted.h5ad."""
+def write_cells(path, screen, cells, improved, starts, about):
+    """Write a rival's cells as an h5ad with the columns of predicted.h5ad.
+
+    improved: the cells of its improved form, which become a layer.
+    """
     tables = [pd.DataFrame({"perturbation": [], "cell_type": [], "control_cell": []}, dtype=str)]
     for perturbation, cell_type in cells:
         names = screen.cells[starts[perturbation, cell_type]]
@@ -88,6 +98,6 @@ def write_cells(path, screen, cells, starts, about):
     obs.index = [f"{about['rival']}_{i}" for i in range(len(obs))]
     var = pd.DataFrame({"gene_name": screen.genes}, screen.var_names)
     nothing = sparse.csr_matrix((0, len(screen.genes)), dtype=np.float32)
-    X = sparse.vstack([nothing, *cells.values()]).tocsr()
-    adata = anndata.AnnData(X, obs, var, {"departures": about})
+    X, layer = [sparse.vstack([nothing, *part.values()]).tocsr() for part in (cells, improved)]
+    adata = anndata.AnnData(X, obs, var, {"departures": about}, layers={LAYER: layer})
     screens.write_h5ad(adata, path)

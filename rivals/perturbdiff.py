@@ -7,6 +7,7 @@ The network, the loss and the sampler stand in `set_diffusion.py`.
 
 import math
 import zlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import screens
 from rivals.set_diffusion import Denoiser, draw_sets, set_loss
+from rivals.shifts import shifted
 from rivals.training import minimise
 from screens import CONTROL
 
@@ -64,11 +66,14 @@ def perturbdiff(screen, seed=0, device="cpu", steps=1000, sets=8):
         controls = draw([screen.controls(cell_type) for _, cell_type in drawn])
         return set_loss(model, x, controls, told(drawn), generator)
 
-    minimise(model.parameters(), loss, steps, 2e-3, "PerturbDiff")
+    @cache  # once, and only where it applies
+    def train():
+        minimise(model.parameters(), loss, steps, 2e-3, "PerturbDiff")
 
     def predict(perturbation, cell_type, x0):
         if not set(parts_of(perturbation, cell_type)) <= parts.keys():
             return None
+        train()
         own = torch.Generator(device)
         own.manual_seed(zlib.crc32(f"{seed} {perturbation}@{cell_type}".encode()))
         n_sets = math.ceil(len(x0) / SET)
@@ -78,4 +83,16 @@ def perturbdiff(screen, seed=0, device="cpu", steps=1000, sets=8):
         return (x.flatten(0, 1)[: len(x0)] * scale).cpu().numpy()
 
     predict.parameters = sum(weights.numel() for weights in model.parameters())
+    predict.zeros_kept = zeros_kept
     return predict
+
+
+def zeros_kept(x0, cells):
+    """Controls x0 (n, N), moved by the mean of predicted cells less their own (`shifted`).
+
+    A predicted cell has no control that it came from, and values just above 0 where a measured one
+    has none: the lowest of each gene count as 0, so that as many cells express it as controls do.
+    """
+    place = cells.argsort(0).argsort(0)
+    cleared = np.where(place < (x0 == 0).sum(0), 0, cells)
+    return shifted(x0, cleared.mean(0) - x0.mean(0))

@@ -5,12 +5,12 @@ network's codes, and was published beside the two that need none (Lotfollahi et 
 Axes: n cells, N genes, d numbers in a cell's code.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, svds
 
-from rivals.shifts import same_perturbation
+from rivals.shifts import same_perturbation, shifted
 from screens import CONTROL
 
 CELLS_AT_ONCE = 4096
@@ -38,7 +38,7 @@ def arithmetic(screen, encode, decode):
     treated pulls delta towards itself.)
 
     Applies where this very perturbation, dose included, was trained on in some cell type. No mask
-    keeps zeros at 0, as published.
+    keeps zeros at 0, as published; for that there is `zeros_kept`.
     """
 
     @cache
@@ -50,10 +50,24 @@ def arithmetic(screen, encode, decode):
         if not treated:
             return None
         delta = np.mean([mean_code(key) - mean_code((CONTROL, key[1])) for key in treated], 0)
-        return np.maximum(decode(encode(x0) + delta), 0).astype(np.float32)
+        return as_cells(decode(encode(x0) + delta))
 
     predict.parameters = 0
+    predict.zeros_kept = partial(zeros_kept, encode, decode)
     return predict
+
+
+def as_cells(decoded):
+    """What was decoded (n, N), not below 0, in the precision of cells."""
+    return np.maximum(decoded, 0).astype(np.float32)
+
+
+def zeros_kept(encode, decode, x0, cells):
+    """Controls x0 (n, N), each moved by its predicted cell less its own decoded code (`shifted`).
+
+    So what a code cannot hold, a cell's zeros above all, is that of the control.
+    """
+    return shifted(x0, cells - as_cells(decode(encode(x0))))
 
 
 def encoded(screen, rows, encode):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import rivals.perturbdiff
 from evaluate import e_distance
 from examples import screen_of
-from rivals.perturbdiff import perturbdiff
+from rivals.perturbdiff import perturbdiff, zeros_kept
 from rivals.set_diffusion import (
     KEPT,
     STEPS,
@@ -297,6 +297,17 @@ def test_it_applies_where_each_target_and_the_type_were_trained_on_together_or_n
     assert applies == [True] * 4 + [False] * 4
 
 
+def test_it_is_trained_once_and_only_where_it_applies(screen, monkeypatch):
+    taken = []
+    monkeypatch.setattr(rivals.perturbdiff, "minimise", lambda *arguments: taken.append(arguments))
+    predict = perturbdiff(screen)
+    x0 = screen.dense(screen.controls("x"))[:3]
+    predict("E", "x", x0)
+    assert not taken
+    predict("A", "x", x0), predict("B", "x", x0)
+    assert len(taken) == 1
+
+
 def test_a_drug_has_to_be_trained_on_at_that_dose(screen):
     doses = {CONTROL: CONTROL, "A": "d:1", "B": "d:2", "C": "e:1", "D": "d:3"}
     screen.groups = {(doses[p], t): rows for (p, t), rows in screen.groups.items()}
@@ -327,6 +338,39 @@ def test_a_conditions_cells_depend_on_the_seed_and_on_nothing_else_that_is_predi
     other = perturbdiff(screen, seed=1, steps=2, sets=2)
     assert np.array_equal(first("A", "x", x0), second("A", "x", x0))
     assert not np.array_equal(first("A", "x", x0), other("A", "x", x0))
+
+
+def sparse_cells(seed, n=12):
+    """Cells (n, 5), of which half express a gene; the last gene is silent, the first in all."""
+    rng = np.random.default_rng(seed)
+    cells = rng.gamma(3, 1, (n, 5)) * (rng.random((n, 5)) < [1, 0.5, 0.5, 0.5, 0])
+    return cells.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_zeros_kept_a_prediction_of_the_controls_is_the_controls(seed):
+    """In any order, and with values below each gene's lowest in place of the zeros."""
+    x0 = sparse_cells(seed)
+    rng = np.random.default_rng(seed)
+    lowest = np.where(x0 > 0, x0, np.inf).min(0)
+    smeared = np.where(x0 > 0, x0, rng.uniform(0, np.minimum(lowest, 1), x0.shape))
+    assert np.allclose(zeros_kept(x0, rng.permutation(smeared)), x0, atol=1e-5)
+
+
+def test_with_zeros_kept_the_expressed_controls_move_by_the_change_of_the_mean():
+    """By hand: of three values the two highest count, as two controls are on."""
+    x0 = np.array([[0.0], [1.0], [2.0]])
+    cells = np.array([[0.5], [5.0], [1.0]])
+    assert np.allclose(zeros_kept(x0, cells), [[0], [2], [3]])
+    assert np.allclose(zeros_kept(x0, np.full((3, 1), 0.03)), [[0], [0.02], [1.02]])
+
+
+def test_a_screens_cells_can_be_had_with_zeros_kept(screen):
+    predict = perturbdiff(screen, steps=1, sets=1)
+    x0 = screen.dense(screen.controls("x"))[:20]
+    x0[:10, 1] = 0
+    kept = predict.zeros_kept(x0, predict("A", "x", x0))
+    assert kept.dtype == np.float32 and kept.min() >= 0 and not kept[:10, 1].any()
 
 
 def test_no_held_out_cell_is_looked_at(screen):

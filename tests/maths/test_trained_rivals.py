@@ -34,9 +34,16 @@ from rivals.cellot import (
 )
 from rivals.compact_cellot import COMPACT, compact_cellot
 from rivals.laot import laot
+from rivals.matching_mean import matching_mean
 from rivals.scgen import VAE, scgen, train_vae, vae_loss
 from rivals.training import minimise
-from rivals.vector_arithmetic import arithmetic, pca_arithmetic, vector_arithmetic
+from rivals.vector_arithmetic import (
+    arithmetic,
+    as_cells,
+    pca_arithmetic,
+    vector_arithmetic,
+    zeros_kept,
+)
 from screens import CONTROL
 from toy_data import near_identity
 
@@ -129,9 +136,9 @@ def test_what_takes_no_part_in_a_step_stays_where_it_is():
 # ---- One interface -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in rivals.TRAINED if name != "PerturbDiff"])
+@pytest.mark.parametrize("name", rivals.TRAINED)
 def test_every_trained_rival_takes_a_seed_and_a_device_and_counts_its_numbers(name):
-    """As `evaluate.py --rivals` calls it. (PerturbDiff trains at once; its own tests call it.)"""
+    """As `evaluate.py --rivals` calls it."""
     predict = rivals.TRAINED[name](two_types(np.random.default_rng(0)), seed=1, device="cpu")
     assert isinstance(predict.parameters, int)
     assert predict("never seen", "x", np.ones((2, 3))) is None
@@ -179,6 +186,53 @@ def test_arithmetic_masks_no_zero_and_goes_not_below_zero():
     predicted = vector_arithmetic(screen)("A", "y", np.array([[0.0, 1.0], [2.0, 4.0]]))
     assert np.allclose(predicted, [[0.5, 0], [2.5, 2.5]])
     assert predicted.dtype == np.float32
+
+
+def rough_codes(seed, genes=6):
+    """encode and decode by two random codes with a bend, which lose most of a cell; and cells."""
+    rng = np.random.default_rng(seed)
+    there, back = rng.normal(size=(genes, 2)), rng.normal(size=(2, genes))
+    cells = rng.gamma(2, 1, (9, genes)) * (rng.random((9, genes)) < 0.4)
+    return lambda x: np.tanh(x @ there), lambda z: z @ back, cells.astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEED)
+def test_with_zeros_kept_a_control_whose_code_stays_comes_back_exactly(seed):
+    """However much of it the code has lost."""
+    encode, decode, x0 = rough_codes(seed)
+    own = as_cells(decode(encode(x0)))
+    assert not np.allclose(own, x0, atol=0.1)
+    assert np.array_equal(zeros_kept(encode, decode, x0, own), x0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEED, st.floats(-1, 1))
+def test_with_zeros_kept_expressed_genes_move_by_what_was_decoded_and_zeros_stay(seed, change):
+    encode, decode, x0 = rough_codes(seed)
+    own = as_cells(decode(encode(x0)))
+    cells = as_cells(decode(encode(x0) + change))
+    expected = np.where(x0 > 0, np.maximum(x0 + cells - own, 0), 0)
+    assert np.allclose(zeros_kept(encode, decode, x0, cells), expected, atol=1e-6)
+
+
+def test_arithmetic_with_zeros_kept_is_a_treatments_mean_shift_of_the_expressed():
+    """By hand: A adds 0.5 to the one gene and takes 1.5 from the other."""
+    screen = screen_of({(CONTROL, "x"): np.array([1.0, 2.0]), ("A", "x"): np.array([1.5, 0.5])})
+    predict = vector_arithmetic(screen)
+    x0 = np.array([[0.0, 1.0], [2.0, 4.0], [1.0, 0.0]], np.float32)
+    assert np.allclose(
+        predict.zeros_kept(x0, predict("A", "y", x0)), [[0, 0], [2.5, 2.5], [1.5, 0]]
+    )
+
+
+def test_vector_arithmetic_with_zeros_kept_is_the_matching_mean(rng):
+    """Where the treatment was seen: the same rival by another way."""
+    screen = two_types(rng)
+    x0 = rng.gamma(2, 3, (9, 3)) * (rng.random((9, 3)) < 0.5)
+    predict = vector_arithmetic(screen)
+    kept = predict.zeros_kept(x0, predict("A", "z", x0))
+    assert np.allclose(kept, matching_mean(screen)("A", "z", x0), atol=1e-4)
 
 
 def test_pca_arithmetic_is_a_shift_within_the_principal_components(rng):
@@ -567,6 +621,13 @@ def test_codes_are_standardised_for_the_networks_and_back(drawn, rng):
     assert np.abs(np.concatenate(drawn[1][:2])).max() < 4
 
 
+def test_a_transported_cell_with_zeros_kept_moves_as_its_code_does(drawn, rng):
+    predict = moved(two_types(rng))
+    x0 = np.array([[60.0, 0, 58], [0, 61, 59]], np.float32)
+    expected = np.where(x0 > 0, x0 + 0.5 / 2, 0)
+    assert np.allclose(predict.zeros_kept(x0, predict("A", "z", x0)), expected)
+
+
 def test_a_treatment_has_networks_of_its_own_trained_once_and_when_asked_for(drawn, rng):
     """The trained numbers are counted then."""
     predict = moved(two_types(rng))
@@ -630,6 +691,19 @@ def test_trained_rivals_apply_where_this_very_treatment_was_trained_on(name):
     assert predict("E:1", "y", x0) is None and predict("D:2", "y", x0) is None
     predicted = predict("D:1", "z", x0)
     assert predicted.shape == (4, 8) and predicted.dtype == np.float32 and predicted.min() >= 0
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_one_has_cells_with_zeros_kept(name):
+    """They are not the controls, and are what they were if asked again."""
+    predict = QUICK[name](drugs())
+    rng = np.random.default_rng(1)
+    x0 = (rng.gamma(3, 1, (20, 8)) * (rng.random((20, 8)) < 0.5)).astype(np.float32)
+    cells = predict("D:1", "z", x0)
+    kept = predict.zeros_kept(x0, cells)
+    assert kept.dtype == np.float32 and kept.min() >= 0 and not kept[x0 == 0].any()
+    assert not np.array_equal(kept, x0) and (cells > 0).mean() > (kept > 0).mean()
+    assert np.array_equal(kept, predict.zeros_kept(x0, cells))
 
 
 @pytest.mark.parametrize("name", QUICK)

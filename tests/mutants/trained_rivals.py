@@ -34,9 +34,27 @@ MUTANTS = {
         ),
         (
             "rivals/vector_arithmetic.py",
-            "np.maximum(decode(encode(x0) + delta), 0)",
-            "np.where(x0 > 0, np.maximum(decode(encode(x0) + delta), 0), 0)",
+            "return as_cells(decode(encode(x0) + delta))",
+            "return np.where(x0 > 0, as_cells(decode(encode(x0) + delta)), 0)",
             "zeros stay zero, which was never published",
+        ),
+        (
+            "rivals/vector_arithmetic.py",
+            "return shifted(x0, cells - as_cells(decode(encode(x0))))",
+            "return shifted(x0, cells - x0)",
+            "zeros kept: the decoded cell under the control's mask, not what it moved by",
+        ),
+        (
+            "rivals/vector_arithmetic.py",
+            "return shifted(x0, cells - as_cells(decode(encode(x0))))",
+            "return np.maximum(x0 + cells - as_cells(decode(encode(x0))), 0)",
+            "zeros are moved too",
+        ),
+        (
+            "rivals/vector_arithmetic.py",
+            "return shifted(x0, cells - as_cells(decode(encode(x0))))",
+            "return shifted(x0, cells - decode(encode(x0)))",
+            "what is taken off may lie below 0, where no predicted cell does",
         ),
         (
             "rivals/vector_arithmetic.py",

@@ -39,6 +39,7 @@ class Counted:
                 return x0 + shift + seed if applies((perturbation, cell_type)) else None
 
             predict.parameters = 1234
+            predict.zeros_kept = lambda x0, cells: np.where(x0 > 0, cells, 0)
             return predict
 
         return train
@@ -82,15 +83,28 @@ def test_a_rival_is_trained_once_and_its_cells_are_those_of_the_first_time(
     assert counted.trained == ["plus one"]
     assert costs == same_costs and costs["parameters"] == 1234
     for key, rows in starts_of(screen).items():
-        expected = screen.dense(rows) + 1
-        assert all(np.array_equal(cells[key].toarray(), expected) for cells in (first, again))
+        x0 = screen.dense(rows)
+        expected = {"plus one": x0 + 1, "plus one, zeros kept": np.where(x0 > 0, x0 + 1, 0)}
+        for forms in (first, again):
+            assert list(forms) == list(expected)
+            assert all(np.array_equal(forms[row][key].toarray(), expected[row]) for row in forms)
+
+
+def test_a_file_without_the_improved_form_is_made_again(counted, screen, tmp_path, monkeypatch):
+    path = str(tmp_path / "half.h5ad")
+    with monkeypatch.context() as patch:
+        patch.setattr("rivals.kept.LAYER", "another form")
+        kept_cells(path, "Half", screen, starts_of(screen))
+    assert len(kept_cells(path, "Half", screen, starts_of(screen))[0]) == 2
+    assert counted.trained == ["Half"] * 2
 
 
 def test_where_a_rival_does_not_apply_it_has_no_cells(counted, screen, tmp_path):
     path = str(tmp_path / "half.h5ad")
     for _ in range(2):  # trained, and read
-        cells, _ = kept_cells(path, "Half", screen, starts_of(screen))
-        assert set(cells) == {key for key in screen.held_out if key[1] == "typeA"}
+        forms, _ = kept_cells(path, "Half", screen, starts_of(screen))
+        for cells in forms.values():
+            assert set(cells) == {key for key in screen.held_out if key[1] == "typeA"}
 
 
 def test_a_rival_that_applies_nowhere_is_not_trained_again_either(
@@ -99,14 +113,15 @@ def test_a_rival_that_applies_nowhere_is_not_trained_again_either(
     nowhere = counted.rival("nowhere", 0, applies=lambda key: False)
     monkeypatch.setitem(rivals.TRAINED, "nowhere", nowhere)
     for _ in range(2):
-        assert kept_cells(str(tmp_path / "n.h5ad"), "nowhere", screen, starts_of(screen))[0] == {}
+        forms, _ = kept_cells(str(tmp_path / "n.h5ad"), "nowhere", screen, starts_of(screen))
+        assert list(forms.values()) == [{}, {}]
     assert counted.trained == ["nowhere"]
 
 
 def test_the_cells_are_kept_in_the_form_of_predicted_cells(counted, screen, tmp_path):
     """evaluate.py --predicted scores them; each names the control that it started from."""
     path = str(tmp_path / "half.h5ad")
-    cells, _ = kept_cells(path, "Half", screen, starts_of(screen))
+    cells = kept_cells(path, "Half", screen, starts_of(screen))[0]["Half"]
     read = evaluate.read_predicted(path, screen)
     assert all((read[key] != cells[key]).nnz == 0 for key in cells) and set(read) == set(cells)
     obs = anndata.read_h5ad(path).obs
@@ -142,7 +157,7 @@ def test_a_changed_run_is_noticed_and_said_in_one_line(counted, screen, tmp_path
     capsys.readouterr()
     if change:
         change(screen)
-    cells, _ = kept_cells(path, "plus one", screen, starts_of(screen), seed=0 if change else 1)
+    kept_cells(path, "plus one", screen, starts_of(screen), seed=0 if change else 1)
     assert counted.trained == ["plus one"] * 2
     assert capsys.readouterr().out.splitlines() == [
         f"{path}: of another screen, split, genes or seed; plus one is trained again"
@@ -206,17 +221,19 @@ def test_a_trained_rival_is_scored_beside_the_others(counted, run, monkeypatch, 
     assert {c for c in rows if "Half" in rows[c]} == {c for c in rows if c.endswith("@typeA")}
     assert all("plus one" in rows[condition] for condition in rows)
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert lines.count("plus one") == lines.count("Half") == lines.count("LAOT")
+    for row in ("plus one", "plus one, zeros kept", "Half", "Half, zeros kept"):
+        assert lines.count(row) == lines.count("LAOT") > 0
 
 
 def test_its_cells_score_what_they_are_worth(counted, run, monkeypatch):
     """A rival that answers with the controls scores as the controls do."""
     monkeypatch.setitem(evaluate.TRAINED, "still", counted.rival("still", 0))
     score(monkeypatch, run, "--rivals", "all")
+    names = ("still", "control", "plus one", "plus one, zeros kept")
     for row in metrics(run)["conditions"]:
-        still, control, plus = (row["scores"][name] for name in ("still", "control", "plus one"))
-        assert still["EMD"]["all"] == pytest.approx(control["EMD"]["all"], rel=0.1)
-        assert plus["EMD"]["all"] > 2 * still["EMD"]["all"]
+        still, control, plus, kept = (row["scores"][name]["EMD"]["all"] for name in names)
+        assert still == pytest.approx(control, rel=0.1)
+        assert plus > 1.1 * kept > 2 * still
 
 
 def test_seconds_and_parameters_stand_beside_the_gap_that_is_closed(
@@ -227,6 +244,7 @@ def test_seconds_and_parameters_stand_beside_the_gap_that_is_closed(
     parameters = sum(p.numel() for p in restored(run).parameters())
     costs = metrics(run)["costs"]
     assert costs["model"]["parameters"] == parameters and costs["Half"]["parameters"] == 1234
+    assert costs["Half, zeros kept"] == costs["Half"]
     table = capsys.readouterr().out.split("gap closed: 0")[1].split("\n\n")[0].splitlines()
     assert table[2].split()[-2:] == ["seconds", "parameters"]
     ends = {line.split("  ")[0]: line.split()[-1] for line in table[3:]}
