@@ -32,7 +32,7 @@ import zlib
 import anndata
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
@@ -433,7 +433,7 @@ def p_of_any_change(measured, controls, rng):
 
 def mark_what_does_nothing(rows):
     """Adjust the rows' p_anything over conditions (Benjamini and Hochberg), and mark `nothing`."""
-    adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])
+    adjusted = scipy.stats.false_discovery_control([row["p_anything"] for row in rows])
     for row, p in zip(rows, adjusted, strict=True):
         row["p_anything"] = float(p)
         row["nothing"] = bool(p > SIGNIFICANT)
@@ -554,7 +554,7 @@ def sign_test(differences):
     contested = above + int((differences < 0).sum())
     if not contested:
         return above, 1.0
-    return above, float(stats.binomtest(above, contested).pvalue)
+    return above, float(scipy.stats.binomtest(above, contested).pvalue)
 
 
 def per_condition(rows):

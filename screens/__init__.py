@@ -17,7 +17,7 @@
 `python -m screens file.h5ad` says what is understood of a file.
 """
 
-from screens.command_line import ONE_LINE, STOPPED, InputError, run_script, some
+from screens.command_line import ONE_LINE, STOPPED, InputError, in_one_line, run_script, some
 from screens.drugs import fingerprints, structures
 from screens.files import (
     blocks,
@@ -94,6 +94,7 @@ __all__ = [
     "has_form",
     "hurdle_shifts",
     "in_memory",
+    "in_one_line",
     "is_control",
     "knock_downs",
     "list_public",

@@ -63,9 +63,14 @@ def run_script(main):
     sys.unraisablehook = drop
     sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also in a file
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
+    in_one_line(main)
+
+
+def in_one_line(work):
+    """Call work(); what is wrong with the input is one line on stderr."""
     try:
         check_text(sys.argv)
-        main()
+        work()
         check_stopped()
     except (InputError, OSError, MemoryError) as error:
         print("error: " + one_line(error), file=sys.stderr)
