@@ -1363,7 +1363,8 @@ class ActiveValues:
         start = self.start.index_select(0, population)
         count = self.count.index_select(0, population)
         nth = (noise.uniform(x) * count).long()  # below count also when rounded: u <= 1 - 2^-24
-        return torch.where(x != 0, x, self.values[start + nth])
+        drawn = self.values.index_select(0, (start + nth).flatten()).view_as(x)
+        return x + (x == 0) * drawn  # faster than values[...] and torch.where
 
 
 class IfExpressed(Shifted):

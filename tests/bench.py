@@ -51,17 +51,17 @@ CONDITIONS = 41  # of the random screen, the controls among them
 NETWORK_STEPS = 800  # of the gene network's fit
 
 
-def seconds(work, device="cpu", repeats=5):
+def seconds(work, device="cpu", repeats=5, clock=time.perf_counter):
     """The shortest time of work(), after one warm-up."""
     times = []
     for _ in range(repeats + 1):
         if device != "cpu":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         work()
         if device != "cpu":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 
@@ -246,8 +246,8 @@ def calls_of(work, parts):
     return calls
 
 
-def alone(calls, weights, repeats):
-    """Seconds of some calls, and of the gradients of what they return."""
+def alone(calls, weights, least):
+    """Seconds of some calls, and of the gradients of what they return; least: as `seconds`."""
     leaves = []
     again = []
     for function, arguments in calls:
@@ -270,30 +270,33 @@ def alone(calls, weights, repeats):
     def both():
         torch.autograd.grad(forward(), [*leaves, *weights], ones, allow_unused=True)
 
-    took = seconds(forward, repeats=repeats)
-    return took, seconds(both, repeats=repeats) - took if ones else 0.0
+    took = least(forward)
+    return took, least(both) - took if ones else 0.0
 
 
-def step_parts(data, step, groups):
+def step_parts(step, least):
     """{part: seconds forward and backward} of a training step and of its share of the pairing."""
+    data = step.data
+    groups = data.groups
     weights = list(data.model.parameters())
 
     def draw():
         host = torch.Generator().manual_seed(0)
         train.draw_pairs(data.screen, data.cells, groups, data.model.settings, host, "cpu")
 
+    step()  # so that there are gradients for the optimiser
     of_loss = calls_of(step.loss, parts_of_loss(data))
-    times = {part: alone(calls, weights, 100) for part, calls in of_loss.items()}
+    times = {part: alone(calls, weights, least) for part, calls in of_loss.items()}
     inside = list(times.values())[1:6]
     whole = times["distance from the mean path"]
     inner = [sum(of_kind) for of_kind in zip(*inside, strict=True)]
     times["distance from the mean path"] = tuple(a - b for a, b in zip(whole, inner, strict=True))
-    times["optimiser"] = (seconds(step.optimiser.step, repeats=100), 0.0)
-    left = seconds(step, repeats=100) - sum(map(sum, times.values()))
+    times["optimiser"] = (least(step.optimiser.step), 0.0)
+    left = least(step) - sum(map(sum, times.values()))
     times["all between them"] = (left, 0.0)
     steps = train.count_steps(data.screen, groups, data.model.settings)
     for part, calls in calls_of(draw, parts_of_pairing()).items():
-        times[part] = (alone(calls, weights, 2)[0] / steps, 0.0)
+        times[part] = (alone(calls, weights, least)[0] / steps, 0.0)
     return times
 
 
@@ -311,7 +314,9 @@ def step_table(genes, batch):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             step = TrainingStep(screen, batch, "cpu")
-            times = step_parts(step.data, step, list(screen.training_groups()))
+            # Of one thread the time that it ran, whatever else runs here.
+            clock = time.process_time if threads == 1 else time.perf_counter
+            times = step_parts(step, partial(seconds, repeats=50, clock=clock))
             total = sum(map(sum, times.values()))
             said = {
                 part: f"{forward * 1e3:.2f}" + f" + {backward * 1e3:.2f}" * (backward > 0)
