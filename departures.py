@@ -1265,7 +1265,8 @@ class SkipGate(Shifted):
         n_genes = len(self.genes)
         self.log_scale = nn.Parameter(torch.zeros(2, n_genes))  # of x_0 and of x_T
         self.correlation = nn.Parameter(torch.full((n_genes,), 0.2))  # theirs, as atanh
-        off_on = torch.tensor([[-0.1], [0.3]]).repeat(1, n_genes)
+        # As a list: `repeat` without numbers (sample.py) makes torch load SymPy.
+        off_on = torch.tensor([[-0.1] * n_genes, [0.3] * n_genes])
         self.start_given_end = nn.Parameter(off_on)  # log odds of d_0 given d_T
 
     def gate(self, t, scale):

@@ -64,6 +64,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
     welch_t,
     wmse,
 )
+from report.options import settings_class
 from report.tables import SHORT, as_markdown, as_text, make_tables, paper_of
 from report.trust import read_trust
 from rivals import RIVALS, TRAINED, option_of
@@ -822,10 +823,10 @@ def write_report(path, screen, predicted, run, about, command, **scored):
     """
     title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    from report.page import write_page  # what draws, and torch for the settings
-    from sample import default_settings
+    from report.page import write_page  # what draws, which takes a while to load
 
-    sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
+    default = vars(settings_class()())
+    sentences = write_page(path, title, screen, run, about, default, command, **scored)
     print(textwrap.fill(" ".join(sentences), 100))
     print(f"report: {path}")
 

@@ -21,7 +21,7 @@ import math
 import os
 import zipfile
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 
 import anndata
@@ -109,11 +109,6 @@ def read_checkpoint(run):
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
     return {**content, "format": FORMAT, "path": path}
-
-
-def default_settings():
-    """{name: value} of the settings of a run where nothing else is asked for."""
-    return asdict(ImprovedSettings())
 
 
 def is_library(value):

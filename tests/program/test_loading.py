@@ -16,7 +16,7 @@ from departures import ImprovedSettings
 from examples import ROOT, Script
 from report.options import settings_class
 
-SLOW = {"torch", "torch._dynamo", "ot", "matplotlib.pyplot", "scipy.stats"}
+SLOW = {"torch", "torch._dynamo", "sympy", "ot", "matplotlib.pyplot", "scipy.stats"}
 SHAPES = """
 settings = train.ImprovedSettings(width=2)
 with train.torch.device("meta"):  # as in sample.restore_model
