@@ -301,35 +301,30 @@ def step_parts(step, least):
 
 
 def step_table(genes, batch):
-    """Print a table of what each part of a training step takes, on one thread and on two.
+    """Print a table of what each part of a training step takes, forward + backward, and its share.
 
-    On simulated cells of the default run. A part is timed by itself, on what it is given in a step;
-    forward + backward, and its share. Of the pairing of an epoch, a step's share.
+    On simulated cells as those of the default run. A part is timed by itself, on what it is given
+    in a step; of the pairing of an epoch, a step's share. Of one thread it is the time that it ran,
+    whatever else runs here.
     """
+    threads = torch.get_num_threads()
+    clock = time.process_time if threads == 1 else time.perf_counter
     columns = []
     for n_genes in genes:
         with tempfile.TemporaryDirectory() as folder:
             toy_data.simulate_screen(n_genes, seed=0).write_h5ad(f"{folder}/simulated.h5ad")
             screen = screens.prepare(f"{folder}/simulated.h5ad")
-        torch.set_num_threads(1)
         step = TrainingStep(screen, batch, "cpu")
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            # Of one thread the time that it ran, whatever else runs here.
-            clock = time.process_time if threads == 1 else time.perf_counter
-            times = step_parts(step, partial(seconds, repeats=50, clock=clock))
-            total = sum(map(sum, times.values()))
-            said = {
-                part: f"{forward * 1e3:.2f}" + f" + {backward * 1e3:.2f}" * (backward > 0)
-                for part, (forward, backward) in times.items()
-            }
-            share = {part: f", {sum(both) / total:.0%}" for part, both in times.items()}
-            columns.append({part: said[part] + share[part] for part in times})
-            columns[-1]["all"] = f"{total * 1e3:.2f}"
-    heads = [
-        f"{n:,} genes, {threads} thread{'s' * (threads > 1)}" for n in genes for threads in (1, 2)
-    ]
-    print("| milliseconds | " + " | ".join(heads) + " |\n" + "| --- " * (1 + len(heads)) + "|")
+        times = step_parts(step, partial(seconds, repeats=30, clock=clock))
+        total = sum(map(sum, times.values()))
+        column = {}
+        for part, (forward, backward) in times.items():
+            both = f"{forward * 1e3:.2f}" + f" + {backward * 1e3:.2f}" * (backward != 0)
+            column[part] = f"{both}, {(forward + backward) / total:.0%}"
+        columns.append({**column, "all": f"{total * 1e3:.2f}"})
+    heads = " | ".join(f"{n:,} genes" for n in genes)
+    print(f"| ms, threads: {threads} | {heads} |")
+    print("| --- " * (1 + len(genes)) + "|")
     for part in columns[0]:
         print("| " + " | ".join([part, *(column[part] for column in columns)]) + " |")
 
