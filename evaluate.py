@@ -32,7 +32,7 @@ import zlib
 import anndata
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
@@ -64,6 +64,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
     welch_t,
     wmse,
 )
+from report.options import settings_class
 from report.tables import SHORT, as_markdown, as_text, make_tables, paper_of
 from report.trust import read_trust
 from rivals import RIVALS, TRAINED, forms_of, option_of
@@ -436,7 +437,7 @@ def p_of_any_change(measured, controls, rng):
 
 def mark_what_does_nothing(rows):
     """Adjust the rows' p_anything over conditions (Benjamini and Hochberg), and mark `nothing`."""
-    adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])
+    adjusted = scipy.stats.false_discovery_control([row["p_anything"] for row in rows])
     for row, p in zip(rows, adjusted, strict=True):
         row["p_anything"] = float(p)
         row["nothing"] = bool(p > SIGNIFICANT)
@@ -575,7 +576,7 @@ def sign_test(differences):
     contested = above + int((differences < 0).sum())
     if not contested:
         return 1.0
-    return float(stats.binomtest(above, contested).pvalue)
+    return float(scipy.stats.binomtest(above, contested).pvalue)
 
 
 def per_condition(rows):
@@ -860,10 +861,10 @@ def write_report(path, screen, predicted, run, about, command, **scored):
     """
     title = f"{os.path.basename(os.path.abspath(run or predicted))}: predicted and measured cells"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    from report.page import write_page  # what draws, and torch for the settings
-    from sample import default_settings
+    from report.page import write_page  # what draws, which takes a while to load
 
-    sentences = write_page(path, title, screen, run, about, default_settings(), command, **scored)
+    default = vars(settings_class()())
+    sentences = write_page(path, title, screen, run, about, default, command, **scored)
     print(textwrap.fill(" ".join(sentences), 100))
     print(f"report: {path}")
 

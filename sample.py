@@ -11,14 +11,17 @@ whatever else is sampled.
 
 if __name__ == "__main__":
     import report.loading  # noqa: F401  (what follows takes a while)
+    from report.options import sample_options
+    from screens import in_one_line
 
-import argparse
+    in_one_line(lambda: sample_options(__doc__))
+
 import json
 import math
 import os
 import zipfile
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 
 import anndata
@@ -40,6 +43,7 @@ from departures import (
 )
 from report import trust
 from report.genes import all_tables, genes_path, in_words
+from report.options import cell_columns, sample_options
 from screens import CONTROL, InputError, did_you_mean
 
 FORMAT = 11  # of the checkpoint; raise it when that changes
@@ -105,11 +109,6 @@ def read_checkpoint(run):
         raise InputError(f"{path}: a damaged checkpoint, not as train.py writes it; train again")
     screens.check_reading(content["reading"], path)
     return {**content, "format": FORMAT, "path": path}
-
-
-def default_settings():
-    """{name: value} of the settings of a run where nothing else is asked for."""
-    return asdict(ImprovedSettings())
 
 
 def is_library(value):
@@ -222,11 +221,6 @@ def other_scale(screen, library):
             f"over {genes:,}; give all of these"
         ]
     return []
-
-
-def cell_columns():
-    """The options that say which column of a file means what, for a file of cells."""
-    return [name for name in screens.COLUMNS if name != "split_column"]
 
 
 def describe_new_types(model, screen, replace):
@@ -595,52 +589,9 @@ def sample_run(
 # ---- Command line --------------------------------------------------------------------------------
 
 
-def parse():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
-    parser.add_argument("run", help="folder of a run of train.py")
-    what = parser.add_argument_group("what is predicted")
-    what.add_argument(
-        "--condition", action="append", default=[],
-        help="A, A+B or drug:dose, with @celltype for one type only; may be repeated",
-    )  # fmt: skip
-    what.add_argument("--training", action="store_true", help="every training condition instead")
-    what.add_argument(
-        "--cells", type=screens.whole(1, 1_000_000),
-        help="cells per condition (as many as measured, or 200)",
-    )  # fmt: skip
-    what.add_argument("--seed", type=screens.SEED, help="of the samples (the run's)")
-    start = parser.add_argument_group("where it starts")
-    start.add_argument("--data", help="an h5ad of other control cells, or a public screen's name")
-    for name in cell_columns():
-        start.add_argument(
-            "--" + name.replace("_", "-"), help=f"of --data: {screens.COLUMNS[name]}"
-        )
-    where = parser.add_argument_group("where it goes")
-    where.add_argument(
-        "--out",
-        help="h5ad to write (RUN/predicted.h5ad; training.h5ad with --training; asked.h5ad with "
-        "--condition, which is replaced without --out only if no other condition is in it). "
-        "Beside it NAME_genes.csv says which genes change",
-    )  # fmt: skip
-    where.add_argument("--with-controls", action="store_true", help="copy the real controls in")
-    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
-    args = parser.parse_args()
-    screens.check_effects(
-        *(
-            (screens.flag(name), getattr(args, name) and not args.data, "without --data")
-            for name in cell_columns()
-        ),
-        ("--training", args.training and args.condition, "beside --condition"),
-    )
-    if args.data and not args.condition:
-        raise InputError("--data needs --condition: name what to predict for those control cells")
-    return args
-
-
 def main():
     """Read the command line, sample."""
-    args = parse()
+    args = sample_options(__doc__)
     screens.check_device(args.device)
     path = screens.data_path(args.data) if args.data else None
     columns = {name: getattr(args, name) for name in cell_columns()}

@@ -14,8 +14,8 @@ import argparse
 import anndata
 import numpy as np
 import pandas as pd
-from scipy import integrate, linalg, sparse
-from scipy.spatial.distance import pdist
+import scipy
+from scipy import sparse
 
 import screens
 
@@ -245,9 +245,9 @@ def schrodinger_covariance(S0, S1, sigma):
     D = (4 S S1 S + sigma^4 I)^(1/2) (Bunne et al. 2023, Mallasto et al. 2022). In one dimension
     c = (sqrt(4 s0^2 s1^2 + sigma^4) - sigma^2) / 2.
     """
-    S = linalg.sqrtm(S0).real
+    S = scipy.linalg.sqrtm(S0).real
     identity = np.eye(len(S0))
-    D = linalg.sqrtm(4 * S @ S1 @ S + sigma**4 * identity).real
+    D = scipy.linalg.sqrtm(4 * S @ S1 @ S + sigma**4 * identity).real
     return (S @ D @ np.linalg.inv(S) - sigma**2 * identity) / 2
 
 
@@ -267,7 +267,7 @@ def learned_covariance(C, S0, S1, sigma):
         pull = C.T + t * S1 - (1 - t) * S0 - t * (C + C.T + noise)  # drift's covariance with x_t
         return (K.reshape(d, d) @ np.linalg.solve(variance, pull.T)).ravel()
 
-    path = integrate.solve_ivp(slope, (0, 1), S0.ravel(), rtol=1e-8, atol=1e-10)
+    path = scipy.integrate.solve_ivp(slope, (0, 1), S0.ravel(), rtol=1e-8, atol=1e-10)
     return path.y[:, -1].reshape(d, d)
 
 
@@ -277,12 +277,11 @@ def minibatch_covariance(n):
     mean_k E[x_(k)]^2, for the best pairing sorts. It is 1 for n = infinity but 1/pi for n = 2:
     small batches bias the plan.
     """
-    from scipy import stats  # it takes as long to load as all else here
-
+    normal, beta = scipy.stats.norm, scipy.stats.beta
     z = np.linspace(-9, 9, 6001)[:, None]
     k = np.arange(1, n + 1)
-    density = stats.norm.pdf(z) * stats.beta.pdf(stats.norm.cdf(z), k, n - k + 1)  # k-th smallest
-    return (integrate.trapezoid(z * density, z, axis=0) ** 2).mean()
+    density = normal.pdf(z) * beta.pdf(normal.cdf(z), k, n - k + 1)  # k-th smallest
+    return (scipy.integrate.trapezoid(z * density, z, axis=0) ** 2).mean()
 
 
 # ---- Trackability: known answers -----------------------------------------------------------------
@@ -327,7 +326,8 @@ def trackable_displacement(x):
     half that distance       says something even where delta exceeds 1, in few dimensions
     """
     room = max(0.0, 1 - rip_constant(x))
-    return np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), pdist(x).min() / 2
+    nearest = scipy.spatial.distance.pdist(x).min()
+    return np.sqrt(room / (2 * len(x))), np.sqrt(room / 2), nearest / 2
 
 
 # ---- Command line --------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ epoch's time.
 
 if __name__ == "__main__":
     import report.loading  # noqa: F401  (what follows takes a while)
+    from report.options import train_options
+    from screens import in_one_line
 
-import argparse
+    in_one_line(lambda: train_options(__doc__))
+
 import atexit
 import io
 import itertools
@@ -25,7 +28,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -56,6 +59,7 @@ from departures import (
 from report import trust
 from report.forecast import Forecast, after_training
 from report.genes import read_genes
+from report.options import check_settings, note_effects, settings_of, train_options
 from screens import CONTROL, InputError, flag
 
 LOG = (
@@ -627,160 +631,15 @@ def join(device):
 
 # ---- Command line --------------------------------------------------------------------------------
 
-GROUPS = {  # of --help; all other settings are additions
-    "screen": ["genes", "test_fraction"],
-    "method": [
-        "sigma", "steps", "pairing", "cost", "epsilon", "plan_cells", "grn", "drug_embedding",
-        "gene_embedding", "embedding", "width",
-    ],
-    "training": ["epochs", "batch", "learning_rate", "seed"],
-}  # fmt: skip
-
-
-PAPER_SAYS = {"genes": "5000 and 2000", "batch": "64 and 256", "epochs": "5 and 40"}
-PAPER_IS_SILENT = ("drug_embedding", "gene_embedding", "embedding", "width", "seed")
-METAVARS = {int: "N", float: "X", str: "TEXT"}
-
-
-def parser_of_settings():
-    """The command line: a group of options for each kind of setting, and the run's own."""
-    parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--data", metavar="H5AD",
-        help="h5ad of the screen, or the name of a public one (python -m screens --list), kept in "
-        "the user's cache or in DEPARTURES_DATA; without it one is simulated",
-    )  # fmt: skip
-    run.add_argument("--out", metavar="FOLDER", help="folder of the run (runs/NAME)")
-    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
-    run.add_argument("--resume", metavar="RUN", help="continue an interrupted run")
-    run.add_argument("--verbose", action="store_true", help="print the tables of scores, too")
-    run.add_argument("--paper", action="store_true", help="the paper's method, without additions")
-    run.add_argument(
-        "--ablate", nargs="?", type=screens.whole(1, 100), const=3, metavar="SEEDS",
-        help="train and score variants of the method, over so many seeds (3)",
-    )  # fmt: skip
-    screen = parser.add_argument_group("screen")
-    screen.add_argument(
-        "--test", action="append", default=[], metavar="CONDITION",
-        help="hold out A, A+B or drug:dose, with @celltype for one type; may be repeated",
-    )  # fmt: skip
-    screen.add_argument(
-        "--also", action="append", default=[], metavar="GENE",
-        help="a gene nobody perturbed, to be predicted later; may be repeated",
-    )  # fmt: skip
-    for name, text in screens.COLUMNS.items():
-        screen.add_argument(flag(name), metavar="NAME", help=text)
-    groups = {"screen": screen}
-    paper = ImprovedSettings().paper()
-    for field in fields(ImprovedSettings):
-        kinds = [kind for kind, names in GROUPS.items() if field.name in names]
-        kind = kinds[0] if kinds else "additions"
-        if kind not in groups:
-            groups[kind] = parser.add_argument_group(kind)
-        add_setting(groups[kind], field, getattr(paper, field.name))
-    return parser
-
-
-def add_setting(group, field, paper):
-    """Add the option of one setting, with its default and the paper's value."""
-    values = said(field.default)
-    if field.name in PAPER_SAYS:
-        values += f"; paper {PAPER_SAYS[field.name]}"
-    elif field.name not in PAPER_IS_SILENT:
-        same = paper == field.default
-        values += ", as the paper" if same else f"; paper {said(paper)}"
-    more = {"help": f"{field.metadata['help']} ({values})", "default": argparse.SUPPRESS}
-    if field.type is bool:
-        more["action"] = argparse.BooleanOptionalAction
-    else:
-        more["type"] = field.type
-        more["choices"] = field.metadata.get("choices")
-        more["metavar"] = METAVARS[field.type] if not more["choices"] else None
-    group.add_argument(flag(field.name), **more)
-
-
-def said(value):
-    """A setting's value, for a person."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value) if value != "" else "none"
-
-
-def parse():
-    """The command line's arguments. Settings that were not given are not among them."""
-    args = parser_of_settings().parse_args()
-    drawn = hasattr(args, "test_fraction")
-    screens.check_effects(
-        ("--split-column", args.split_column and args.test, "beside --test"),
-        ("--test-fraction", drawn and args.test, "beside --test"),
-        ("--test-fraction", drawn and args.split_column, "beside --split-column"),
-        ("--verbose", args.verbose and args.ablate is not None, "beside --ablate"),
-    )
-    return args
-
-
-def note_effects(settings, args):
-    """Say which settings that were given change nothing beside the others.
-
-    They are not refused, for the variants of --ablate share options.
-    """
-    for name, idle, why in (
-        ("embedding", settings.shifts, "with --shifts"),
-        ("epsilon", settings.pairing != "entropic", f"with --pairing {settings.pairing}"),
-        ("cost", settings.pairing == "random", "with --pairing random"),
-    ):
-        if idle and hasattr(args, name):
-            print(f"note: {flag(name)} has no effect {why}")
-
-
-def settings_of(args):
-    """The settings that the command line asks for."""
-    settings = ImprovedSettings()
-    if args.paper:
-        settings.paper()
-    for field in fields(ImprovedSettings):
-        if hasattr(args, field.name):
-            setattr(settings, field.name, getattr(args, field.name))
-    check(settings)
-    return settings
-
 
 def check(settings):
     """Refuse settings that cannot work, in one line."""
-    screens.check_limits(settings)
+    check_settings(settings)
     if PROCESSES > 1 and settings.batch < 2 * PROCESSES:  # an epoch's batches may be half as large
         raise InputError(
             f"--batch {settings.batch} is too small for {PROCESSES} processes; start fewer, or "
             "give a larger one"
         )
-    if not is_epsilon(settings.epsilon):
-        raise InputError(
-            "--epsilon must be a positive number, at most 1000, or 'bridge', not "
-            f"{settings.epsilon!r}"
-        )
-    if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":
-        raise InputError("--epsilon bridge is defined for --cost sqeuclidean only")
-    if not settings.discrete and settings.if_expressed:
-        raise InputError(
-            "--no-discrete needs --no-if-expressed: one bridge alone has to carry the zeros"
-        )
-    if settings.grn == "structural" and not settings.shifts:
-        raise InputError("--grn structural needs --shifts; use --grn coexpression")
-    need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")
-    for name in need if not settings.shifts else ():
-        if getattr(settings, name):
-            raise InputError(f"{flag(name)} needs --shifts")
-
-
-def is_epsilon(text):
-    """Whether a text is a value of --epsilon."""
-    if text == "bridge":
-        return True
-    try:
-        return 0 < float(text.removesuffix("max")) <= 1000
-    except ValueError:
-        return False
 
 
 class Run(NamedTuple):
@@ -808,7 +667,8 @@ def free_folder(args):
 
 def new_run(args, device):
     """Begin a run; simulates the screen if no file is named. A bad file leaves nothing behind."""
-    settings = settings_of(args)
+    settings = settings_of(args, ImprovedSettings())
+    check(settings)
     note_effects(settings, args)
     out = free_folder(args)
     if os.path.isfile(out):
@@ -927,7 +787,7 @@ def begin(args, device):
 
 def main():
     """Read the command line, train, sample, score."""
-    args = parse()
+    args = train_options(__doc__)
     if args.ablate is not None:
         if args.resume or PROCESSES > 1:
             raise InputError(

@@ -13,6 +13,7 @@ forecast.py     how long a run will take
 ablation.py     `train.py --ablate`: variants of the method over seeds
 page.py         report.html, one page that says all of it; page.css is how it looks
 verdict.py      what a scoring says, in three sentences
+options.py      the command lines of train.py and sample.py
 loading.py      Ctrl-C while a script still loads its libraries
 style.py        colours, and how a figure is written
 """

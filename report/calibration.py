@@ -5,7 +5,7 @@ these functions to its metrics.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from report.metrics import moments
 
@@ -29,8 +29,8 @@ def interpolated_duplicate(half, rest, mean):
     """
     of_half = moments(half)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = stats.ttest_ind_from_stats(*of_half, *rest, equal_var=False).pvalue
-    alpha = 1 - stats.false_discovery_control(np.nan_to_num(p, nan=1.0))
+        p = scipy.stats.ttest_ind_from_stats(*of_half, *rest, equal_var=False).pvalue
+    alpha = 1 - scipy.stats.false_discovery_control(np.nan_to_num(p, nan=1.0))
     return half + (1 - alpha) * (mean - of_half[0])
 
 

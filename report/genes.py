@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 import screens
 
@@ -40,7 +40,7 @@ def compare(cells, controls):
     n, mean, variance, fraction = cells
     n_controls, control_mean, control_variance, control_fraction = controls
     with np.errstate(invalid="ignore", divide="ignore"):
-        score, p = stats.ttest_ind_from_stats(
+        score, p = scipy.stats.ttest_ind_from_stats(
             mean, variance**0.5, n, control_mean, control_variance**0.5, n_controls, equal_var=False
         )
     p = np.nan_to_num(p, nan=1.0)
@@ -51,7 +51,7 @@ def compare(cells, controls):
         "fraction_change": fraction - control_fraction,
         "score": np.where(np.isnan(score), 0.0, score),
         "p": p,
-        "p_adjusted": stats.false_discovery_control(p),
+        "p_adjusted": scipy.stats.false_discovery_control(p),
     }
 
 

@@ -4,7 +4,7 @@ Each a pure function of log1p cells, which are not changed; its docstring has fo
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 BLOCK = 1024  # rows of distances at a time
 
@@ -226,7 +226,7 @@ def welch_t(x, y):
     of_x = x if isinstance(x, tuple) else moments(x)
     of_y = y if isinstance(y, tuple) else moments(y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = stats.ttest_ind_from_stats(*of_x, *of_y, equal_var=False).statistic
+        t = scipy.stats.ttest_ind_from_stats(*of_x, *of_y, equal_var=False).statistic
     return np.nan_to_num(np.abs(t), posinf=np.inf)
 
 

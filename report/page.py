@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from scipy import stats
+import scipy
 
 import screens
 from report.scores import gap_of
@@ -328,7 +328,7 @@ def shade(table, column, text):
         if p <= 0.05 and wins > conditions / 2:
             return "closed-2"
         # Few wins may be few losses, too, and many ties: then p is another.
-        without_ties = stats.binomtest(int(wins), int(conditions)).pvalue
+        without_ties = scipy.stats.binomtest(int(wins), int(conditions)).pvalue
         if p <= 0.05 and float(f"{without_ties:.1g}") == p:
             return "opened"
     return None

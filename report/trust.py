@@ -9,8 +9,7 @@ import os
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.optimize import lsq_linear
+import scipy
 
 import screens
 from report.metrics import squared_distances
@@ -177,7 +176,7 @@ def power_law(known, ridge=20.0):
     left = wanted - wanted.mean() - (X - centre) @ proportional
     rows = np.vstack([X - centre, np.sqrt(ridge) * np.eye(2)])
     bounds = (-proportional - 1e-9, np.inf)
-    exponents = lsq_linear(rows, np.append(left, [0, 0]), bounds).x + proportional
+    exponents = scipy.optimize.lsq_linear(rows, np.append(left, [0, 0]), bounds).x + proportional
     return lambda table: np.exp((logarithms(table) - centre) @ exponents)
 
 
@@ -265,7 +264,8 @@ def alike(table, changes, variances):
             for i in range(len(rows))
             for j in range(i + 1, len(rows))
         ]
-        group = fcluster(linkage(apart, "complete"), 1, "distance")
+        tree = scipy.cluster.hierarchy.linkage(apart, "complete")
+        group = scipy.cluster.hierarchy.fcluster(tree, 1, "distance")
         for i, row in enumerate(rows):
             same = rows[(group == group[i]) & (rows != row)]
             others[row] = "; ".join(table["condition"][same])
@@ -380,7 +380,6 @@ def draw_expected_error(path, table, actual, left_out):
     were left out, rows as LEFT_OUT, in grey.
     """
     import matplotlib.pyplot as plt  # these take a while to load
-    from scipy import stats
 
     from report.style import CONTROLS, DASHED, PREDICTED, finish
 
@@ -391,7 +390,7 @@ def draw_expected_error(path, table, actual, left_out):
     wanted = held_out["expected"].to_numpy()
     rho = np.nan
     if len(held_out) > 2:
-        rho = stats.spearmanr(wanted, measured).statistic
+        rho = scipy.stats.spearmanr(wanted, measured).statistic
     figure, panel = plt.subplots(figsize=(5, 4.6), layout="constrained")
     panel.plot(expected, known["error"], "o", color=CONTROLS, markersize=3, alpha=0.5)
     panel.vlines(wanted, held_out["low"], held_out["high"], color=PREDICTED, alpha=0.3)

@@ -23,6 +23,7 @@ from screens.command_line import (
     InputError,
     check_effects,
     check_plain,
+    in_one_line,
     run_script,
     some,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "has_form",
     "hurdle_shifts",
     "in_memory",
+    "in_one_line",
     "is_control",
     "knock_downs",
     "list_public",

@@ -70,10 +70,15 @@ def run_script(main):
     # In order with stderr, also in a file; what a terminal cannot show as Python writes it.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.simplefilter("ignore")  # libraries' asides to programmers; our own are printed
+    in_one_line(main)
+
+
+def in_one_line(work):
+    """Call work(); what is wrong with the input is one line on stderr."""
     try:
         check_text(sys.argv, "the command line")
         check_text([os.getcwd()], "the current folder")
-        main()
+        work()
         check_stopped()
     except (InputError, OSError, MemoryError) as error:
         print("error: " + one_line(error), file=sys.stderr)

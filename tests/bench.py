@@ -3,6 +3,7 @@
     python tests/bench.py                     training step, optimiser, sampler, pairing, gene
                                               network, loading
     python tests/bench.py --genes 2000 --batch 64 512 --device cuda
+    python tests/bench.py --step              what each part of a training step takes
     python tests/bench.py --plan              minutes and memory of a run, for cells x genes
     python tests/bench.py --evaluation 350    the metrics on so many cells a side of 5,000 genes,
                                               and scoring 26 conditions of twice as many
@@ -21,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
+from unittest import mock
 
 import anndata
 import numpy as np
@@ -48,17 +51,17 @@ CONDITIONS = 41  # of the random screen, the controls among them
 NETWORK_STEPS = 800  # of the gene network's fit
 
 
-def seconds(work, device="cpu", repeats=5):
+def seconds(work, device="cpu", repeats=5, clock=time.perf_counter):
     """The shortest time of work(), after one warm-up."""
     times = []
     for _ in range(repeats + 1):
         if device != "cpu":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         work()
         if device != "cpu":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 
@@ -189,6 +192,141 @@ def sampling_row(model, screen, device, n=512):
     limit = model.settings.steps * network_products(model, n, device)[1]
     note = f"matrix products; {n / took:.0f} cells/s of {n / limit:.0f}"
     row(f"sampling {n} cells, {model.settings.steps} steps", took, limit, note)
+
+
+# ---- The parts of a training step ----------------------------------------------------------------
+
+
+def parts_of_pairing():
+    """{part: [(owner, name) of its functions]} of pairing."""
+    return {
+        "pairing: rows": [(screens.Cells, "__call__")],
+        "pairing: cost": [(departures, "transport_cost"), (departures, "regularisation")],
+        "pairing: Sinkhorn": [(departures, "coupling")],
+        "pairing: draw": [(departures, "draw_partners")],
+        "pairing: what is logged": [(train, "marginal_error"), (train, "plan_information")],
+    }
+
+
+def parts_of_loss(data):
+    """{part: [(owner, name) of its functions]} of a loss; the first holds those after it, too."""
+    model = data.model
+    return {
+        "distance from the mean path": [(type(model), "predict")],
+        "network x_theta": [(model.x_network, "forward")],
+        "network d_theta": [(model.d_network, "forward")],
+        "skip gate: levels": [(type(model), "correction")],
+        "skip gate: on or off": [(type(model), "evidence")],
+        "expected ends": [(type(model), "expected_end")],
+        "rows, of both ends": [(screens.Cells, "__call__"), (type(model), "activation")],
+        "fill of silent genes": [(departures.ActiveValues, "fill")],
+        "shifts of the conditions": [(type(model), "encode")],
+        "bridge samples": [(departures, "bridge_sample"), (departures, "mixture_sample")],
+        "losses": [(departures, "endpoint_loss"), (departures, "activation_loss")],
+    }
+
+
+def calls_of(work, parts):
+    """The calls that work() makes of some functions: {part: [(function, arguments)]}."""
+    calls = {part: [] for part in parts}
+
+    def recorded(part, function):
+        def call(*arguments):
+            calls[part].append((function, arguments))
+            return function(*arguments)
+
+        return call
+
+    with ExitStack() as stack:
+        for part, functions in parts.items():
+            for owner, name in functions:
+                call = recorded(part, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, call))
+        work()
+    return calls
+
+
+def alone(calls, weights, least):
+    """Seconds of some calls, and of the gradients of what they return; least: as `seconds`."""
+    leaves = []
+    again = []
+    for function, arguments in calls:
+        arguments = list(arguments)
+        for i, value in enumerate(arguments):
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                arguments[i] = value.detach().requires_grad_()
+                leaves.append(arguments[i])
+        again.append(partial(function, *arguments))
+
+    def forward():
+        answers = [function() for function in again]
+        flat = [
+            a for answer in answers for a in (answer if isinstance(answer, tuple) else [answer])
+        ]
+        return [a for a in flat if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    ones = [torch.ones_like(answer) for answer in forward()]
+
+    def both():
+        torch.autograd.grad(forward(), [*leaves, *weights], ones, allow_unused=True)
+
+    took = least(forward)
+    return took, least(both) - took if ones else 0.0
+
+
+def step_parts(step, least):
+    """{part: seconds forward and backward} of a training step and of its share of the pairing."""
+    data = step.data
+    groups = data.groups
+    weights = list(data.model.parameters())
+
+    def draw():
+        host = torch.Generator().manual_seed(0)
+        train.draw_pairs(data.screen, data.cells, groups, data.model.settings, host, "cpu")
+
+    step()  # so that there are gradients for the optimiser
+    of_loss = calls_of(step.loss, parts_of_loss(data))
+    times = {part: alone(calls, weights, least) for part, calls in of_loss.items()}
+    inside = list(times.values())[1:6]
+    whole = times["distance from the mean path"]
+    inner = [sum(of_kind) for of_kind in zip(*inside, strict=True)]
+    times["distance from the mean path"] = tuple(a - b for a, b in zip(whole, inner, strict=True))
+    times["optimiser"] = (least(step.optimiser.step), 0.0)
+    left = least(step) - sum(map(sum, times.values()))
+    times["all between them"] = (left, 0.0)
+    steps = train.count_steps(data.screen, groups, data.model.settings)
+    for part, calls in calls_of(draw, parts_of_pairing()).items():
+        times[part] = (alone(calls, weights, partial(least, repeats=3))[0] / steps, 0.0)
+    return times
+
+
+def step_table(genes, batch):
+    """Print a table of what each part of a training step takes, forward + backward, and its share.
+
+    On simulated cells as those of the default run. A part is timed by itself, on what it is given
+    in a step; of the pairing of an epoch, a step's share. Of one thread it is the time that it ran,
+    whatever else runs here.
+    """
+    threads = torch.get_num_threads()
+    clock = time.process_time if threads == 1 else time.perf_counter
+    columns = []
+    for n_genes in genes:
+        with tempfile.TemporaryDirectory() as folder:
+            toy_data.simulate_screen(n_genes, seed=0).write_h5ad(f"{folder}/simulated.h5ad")
+            screen = screens.prepare(f"{folder}/simulated.h5ad")
+        step = TrainingStep(screen, batch, "cpu")
+        times = step_parts(step, partial(seconds, repeats=30, clock=clock))
+        total = sum(map(sum, times.values()))
+        column = {}
+        for part, (forward, backward) in times.items():
+            both = f"{forward * 1e3:.2f}" + f" + {backward * 1e3:.2f}" * (backward != 0)
+            column[part] = f"{both}, {(forward + backward) / total:.0%}"
+        columns.append({**column, "all": f"{total * 1e3:.2f}"})
+    heads = " | ".join(f"{n:,} genes" for n in genes)
+    print(f"| ms, threads: {threads} | {heads} |")
+    print("| --- " * (1 + len(genes)) + "|")
+    for part in columns[0]:
+        print("| " + " | ".join([part, *(column[part] for column in columns)]) + " |")
 
 
 # ---- Pairing, gene network, loading --------------------------------------------------------------
@@ -411,22 +549,26 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--genes", type=int, nargs="+", default=[1000, 2000, 5000])
+    parser.add_argument("--genes", type=int, nargs="+")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--step", action="store_true")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--evaluation", type=int, metavar="CELLS")
     parser.add_argument("--disk", type=int, metavar="CELLS")
     args = parser.parse_args()
-    if args.plan:
-        plan(args.genes, args.batch[0], args.device)
+    genes = args.genes or ([300, 2000] if args.step else [1000, 2000, 5000])
+    if args.step:
+        step_table(genes, args.batch[0])
+    elif args.plan:
+        plan(genes, args.batch[0], args.device)
     elif args.evaluation:
         metric_rows(args.evaluation)
         scoring_row(2 * args.evaluation)
     elif args.disk:
         disk_rows(args.disk)
     else:
-        table(args.genes, args.batch, args.device)
+        table(genes, args.batch, args.device)
 
 
 if __name__ == "__main__":

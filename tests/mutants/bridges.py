@@ -418,14 +418,14 @@ MUTANTS = {
     "maths/test_if_expressed.py": [
         (
             "departures.py",
-            "return torch.where(x != 0, x, self.values",
-            "return torch.where(x == 0, x, self.values",
+            "return x + (x == 0) * drawn",
+            "return x + drawn",
             "expressed levels are overwritten",
         ),
         (
             "departures.py",
-            "self.values[start + nth]",
-            "self.values[start]",
+            "(start + nth).flatten()",
+            "start.flatten()",
             "every draw is the first value",
         ),
         (

@@ -5,7 +5,7 @@
 
 COMMAND_LINE = [
     (
-        "train.py",
+        "report/options.py",
         "if hasattr(args, field.name):",
         "if hasattr(args, field.name) and not args.paper:",
         "options beside --paper do nothing",
@@ -23,31 +23,31 @@ COMMAND_LINE = [
         "--paper keeps our values",
     ),
     (
-        "train.py",
+        "report/options.py",
         'more["action"] = argparse.BooleanOptionalAction',
         'more["action"] = "store_true"',
         "no addition can be switched off",
     ),
     (
-        "train.py",
+        "report/options.py",
         'more["type"] = field.type',
         'more["type"] = str',
         "numbers are text",
     ),
     (
-        "train.py",
+        "report/options.py",
         "same = paper == field.default",
         "same = paper != field.default",
         "--help exchanges what is the paper's and what is not",
     ),
     (
-        "train.py",
+        "report/options.py",
         "add_setting(groups[kind], field, getattr(paper, field.name))",
         "add_setting(groups[kind], field, field.default)",
         "--help says that all our values are the paper's",
     ),
     (
-        "train.py",
+        "report/options.py",
         'kind = kinds[0] if kinds else "additions"',
         'kind = kinds[0] if kinds else "method"',
         "additions are listed as the method",
@@ -272,31 +272,31 @@ BAD_INPUT = [
         "an empty value is taken for none",
     ),
     (
-        "train.py",
+        "report/options.py",
         'return 0 < float(text.removesuffix("max")) <= 1000',
         'return 0 <= float(text.removesuffix("max")) <= 1000',
         "Sinkhorn divides by an epsilon of 0",
     ),
     (
-        "train.py",
+        "report/options.py",
         'return 0 < float(text.removesuffix("max")) <= 1000',
         "return 0 < float(text) <= 1000",
         "the paper's own epsilon is refused",
     ),
     (
-        "train.py",
+        "report/options.py",
         "if not settings.discrete and settings.if_expressed:",
         "if settings.discrete and not settings.if_expressed:",
         "what cannot work is allowed, and the reverse refused",
     ),
     (
-        "train.py",
+        "report/options.py",
         'if settings.grn == "structural" and not settings.shifts:',
         "if False:",
         "a network that nothing uses",
     ),
     (
-        "train.py",
+        "report/options.py",
         'need = ("skip_gate", "if_expressed", "anchor", "gene_embedding")',
         'need = ("skip_gate", "if_expressed", "gene_embedding")',
         "an addition without what it stands on",
@@ -314,7 +314,7 @@ BAD_INPUT = [
         "the wrong option for a table of genes that cannot be read",
     ),
     (
-        "train.py",
+        "report/options.py",
         'if settings.epsilon == "bridge" and settings.cost != "sqeuclidean":',
         "if False:",
         "an error after the file has been read",
@@ -338,9 +338,9 @@ BAD_INPUT = [
         "a limit is refused",
     ),
     (
-        "train.py",
-        "    check(settings)\n    return settings",
-        "    return settings",
+        "report/options.py",
+        "check_settings(settings_of(args, settings_class()()))",
+        "pass",
         "settings of a new run are not checked",
     ),
     (
@@ -434,7 +434,7 @@ BAD_INPUT = [
         "the run's own screen is overwritten by cells of another file",
     ),
     (
-        "sample.py",
+        "report/options.py",
         "if args.data and not args.condition:",
         "if False:",
         "--data without --condition asks for what that file happens to hold",

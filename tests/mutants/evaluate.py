@@ -132,7 +132,7 @@ METRICS = [
 CALIBRATION = [
     (
         "report/calibration.py",
-        "alpha = 1 - stats.false_discovery_control(",
+        "alpha = 1 - scipy.stats.false_discovery_control(",
         "alpha = 1 - (",
         "p-values that are not adjusted",
     ),
@@ -297,7 +297,7 @@ SCORING = [
     ),
     (
         "evaluate.py",
-        'adjusted = stats.false_discovery_control([row["p_anything"] for row in rows])',
+        'adjusted = scipy.stats.false_discovery_control([row["p_anything"] for row in rows])',
         'adjusted = [row["p_anything"] for row in rows]',
         "p-values not adjusted over conditions",
     ),

@@ -84,8 +84,8 @@ MUTANTS = {
         ),
         (
             "toy_data.py",
-            "np.sqrt(room / 2), pdist(x).min() / 2",
-            "np.sqrt(room / 2), pdist(x).min()",
+            "np.sqrt(room / 2), nearest / 2",
+            "np.sqrt(room / 2), nearest",
             "cells may move their whole distance",
         ),
         (

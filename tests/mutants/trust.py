@@ -90,8 +90,8 @@ MUTANTS = {
         ),
         (
             "report/trust.py",
-            'linkage(apart, "complete"), 1, "distance"',
-            'linkage(apart, "complete"), 1000, "distance"',
+            'fcluster(tree, 1, "distance")',
+            'fcluster(tree, 1000, "distance")',
             "different predictions are said to be alike",
         ),
         (

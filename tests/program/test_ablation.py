@@ -15,6 +15,7 @@ import train
 from departures import Conditions, ImprovedSettings, Noise, model_class, sample
 from examples import Script
 from report import ablation
+from report.options import parser_of_settings, settings_of
 from report.tables import ablation_table
 from toy_data import simulate_screen
 
@@ -26,22 +27,25 @@ TWO = {"default": "", "random pairing": "--pairing random"}
 # ---- The variants --------------------------------------------------------------------------------
 
 
-def settings_of(options):
+def settings_from(options):
     """The settings that options of train.py ask for."""
-    return train.settings_of(train.parser_of_settings().parse_args(options.split()))
+    args = parser_of_settings().parse_args(options.split())
+    settings = settings_of(args, ImprovedSettings())
+    train.check(settings)
+    return settings
 
 
 @pytest.mark.parametrize("variant", ablation.ABLATIONS)
 def test_every_variant_is_a_run_that_can_be_trained_and_is_not_the_default(variant):
     """Its options exist and go together."""
-    settings = settings_of(ablation.ABLATIONS[variant])
+    settings = settings_from(ablation.ABLATIONS[variant])
     assert (settings == ImprovedSettings()) == (variant == "default")
 
 
 def test_every_addition_is_left_out_by_a_variant_of_its_own():
     """Every one that `--paper` switches off, and the bridge of Fig. 6."""
     paper = ImprovedSettings().paper()
-    variants = [settings_of(options) for options in ablation.ABLATIONS.values()]
+    variants = [settings_from(options) for options in ablation.ABLATIONS.values()]
     others = [one for one in variants if one != paper]
     for name, value in vars(ImprovedSettings()).items():
         if isinstance(value, bool):

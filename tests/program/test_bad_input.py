@@ -31,6 +31,7 @@ import toy_data
 import train
 from departures import ImprovedSettings
 from examples import ROOT, Script, without_scores
+from report import options
 
 TINY = "--epochs 1 --width 16 --embedding 4 --steps 3 --grn coexpression"
 
@@ -83,7 +84,7 @@ def test_the_limits_themselves_are_allowed():
 @pytest.mark.parametrize("text, works", [("0.1", 1), ("0.1max", 1), ("bridge", 1), ("max", 0)])
 def test_what_is_an_epsilon(text, works):
     """A positive number, one with max behind it, or bridge."""
-    assert train.is_epsilon(text) == works
+    assert options.is_epsilon(text) == works
 
 
 # ---- In the process of a command -----------------------------------------------------------------

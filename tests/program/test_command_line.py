@@ -21,6 +21,7 @@ import toy_data
 import train
 from departures import Departures, ImprovedSettings, Settings, model_class
 from examples import ROOT, Script, without_figures, without_scores
+from report.options import note_effects, parser_of_settings, settings_of
 
 TINY = shlex.split("--epochs 2 --width 32 --embedding 8 --steps 5 --grn coexpression")
 
@@ -34,7 +35,7 @@ ADDITIONS -= {field.name for field in fields(Settings)}
 
 def settings_from(*arguments):
     """The settings that a command line asks for."""
-    return train.settings_of(train.parser_of_settings().parse_args(arguments))
+    return settings_of(parser_of_settings().parse_args(arguments), ImprovedSettings())
 
 
 def test_without_options_the_settings_are_the_default():
@@ -73,11 +74,11 @@ def test_every_setting_can_be_set_from_the_command_line(field):
         "test_fraction": 0.5,
     }
     value = values.get(field.name, 7 if field.type is not bool else not field.default)
-    flag = train.flag(field.name)
+    flag = screens.flag(field.name)
     words = [flag, str(value)]
     if field.type is bool:
         words = [flag if value else flag.replace("--", "--no-", 1)]
-    arguments = train.parser_of_settings().parse_args(words)
+    arguments = parser_of_settings().parse_args(words)
     names = {other.name for other in fields(ImprovedSettings)}
     assert {name: given for name, given in vars(arguments).items() if name in names} == {
         field.name: value
@@ -95,8 +96,8 @@ def test_every_setting_can_be_set_from_the_command_line(field):
 )
 def test_a_setting_that_changes_nothing_beside_the_others_is_named(options, said, capsys):
     """And no other is."""
-    args = train.parser_of_settings().parse_args(options.split())
-    train.note_effects(train.settings_of(args), args)
+    args = parser_of_settings().parse_args(options.split())
+    note_effects(settings_of(args, ImprovedSettings()), args)
     assert capsys.readouterr().out == said
 
 
@@ -106,7 +107,7 @@ def test_a_setting_that_changes_nothing_beside_the_others_is_named(options, said
 def help_by_group():
     """{group: {option: its text on one line}} of train.py's help."""
     groups = {}
-    for block in re.split(r"\n\n(?=\w+:\n)", train.parser_of_settings().format_help())[1:]:
+    for block in re.split(r"\n\n(?=\w+:\n)", parser_of_settings(train.__doc__).format_help())[1:]:
         title, _, text = block.partition(":\n")
         options = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
         lines = [" ".join(option.split()) for option in options]
@@ -125,7 +126,7 @@ def test_every_setting_is_in_the_help_once():
     """And every option of a group is a setting, but those of the run and of the file's columns."""
     groups = help_by_group()
     shown = [option for options in groups.values() for option in options]
-    wanted = [train.flag(field.name) for field in fields(ImprovedSettings)]
+    wanted = [screens.flag(field.name) for field in fields(ImprovedSettings)]
     assert [shown.count(flag) for flag in wanted] == [1] * len(wanted)
     settings = {*groups["method"], *groups["training"], *groups["additions"]}
     assert settings <= set(wanted)
@@ -133,7 +134,7 @@ def test_every_setting_is_in_the_help_once():
 
 def test_the_additions_are_what_the_paper_does_not_have():
     """And the discrete bridge, whose absence is an ablation of the paper."""
-    flags = {train.flag(name) for name in ADDITIONS | {"discrete"}}
+    flags = {screens.flag(name) for name in ADDITIONS | {"discrete"}}
     assert set(help_by_group()["additions"]) == flags
 
 
@@ -296,14 +297,14 @@ def test_a_run_gives_the_same_cells_from_another_folder(folder, predicted, tmp_p
 def test_without_out_a_run_is_named_after_its_file(folder, monkeypatch):
     """The second one is NAME-2, the third NAME-3; without a file it is `simulated`."""
     monkeypatch.chdir(folder)
-    args = train.parser_of_settings().parse_args(["--data", "some/tiny.h5ad"])
+    args = parser_of_settings().parse_args(["--data", "some/tiny.h5ad"])
     (folder / "runs").mkdir(exist_ok=True)
     names = []
     for _ in range(3):
         names.append(train.free_folder(args))
         os.mkdir(names[-1])
     assert names == ["runs/tiny", "runs/tiny-2", "runs/tiny-3"]
-    assert train.free_folder(train.parser_of_settings().parse_args([])) == "runs/simulated"
+    assert train.free_folder(parser_of_settings().parse_args([])) == "runs/simulated"
 
 
 def test_without_data_a_screen_is_simulated_with_the_seed(tmp_path, monkeypatch):
@@ -315,7 +316,7 @@ def test_without_data_a_screen_is_simulated_with_the_seed(tmp_path, monkeypatch)
 
     monkeypatch.setattr(toy_data, "simulate_screen", small)
     monkeypatch.chdir(tmp_path)
-    args = train.parser_of_settings().parse_args(["--seed", "7", "--out", "x", *TINY])
+    args = parser_of_settings().parse_args(["--seed", "7", "--out", "x", *TINY])
     run = train.new_run(args, "cpu")
     expected = screens.log1p_csr(small(seed=7).X, "")[0]
     assert run.reading["path"] == str(tmp_path / "x/screen.h5ad")

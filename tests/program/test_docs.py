@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train import parser_of_settings
+from report.options import parser_of_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,15 +4,19 @@ And Ctrl-C ends in one line while they are.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
+from departures import ImprovedSettings
 from examples import ROOT, Script
+from report.options import settings_class
 
-SLOW = {"torch", "torch._dynamo", "ot", "matplotlib.pyplot", "scipy.stats"}
+SLOW = {"torch", "torch._dynamo", "sympy", "ot", "matplotlib.pyplot", "scipy.stats"}
 SHAPES = """
 settings = train.ImprovedSettings(width=2)
 with train.torch.device("meta"):  # as in sample.restore_model
@@ -24,8 +28,8 @@ with train.torch.device("meta"):  # as in sample.restore_model
     "script, loads",
     [
         ("import screens, toy_data", set()),
-        ("import evaluate", {"scipy.stats"}),
-        ("import train, sample" + SHAPES, {"torch", "scipy.stats"}),
+        ("import evaluate", set()),
+        ("import train, sample" + SHAPES, {"torch"}),
     ],
     ids=["screens", "evaluate", "train"],
 )
@@ -35,6 +39,44 @@ def test_what_takes_a_second_to_load_is_loaded_where_it_is_needed(script, loads)
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(printed.split()) & SLOW == loads
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        ("train.py --help", 0),
+        ("train.py --sigma 1e300", 2),
+        ("train.py --no-shifts", 2),
+        ("train.py --data ''", 2),
+        ("sample.py --help", 0),
+        ("sample.py x --data y", 2),
+        ("evaluate.py --help", 0),
+        ("toy_data.py --help", 0),
+    ],
+)
+def test_help_and_mistakes_in_the_command_are_answered_before_torch_loads(arguments, code):
+    """The slow libraries, replaced by nothing, cannot be imported."""
+    script, *options = shlex.split(arguments)
+    code_of = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({sorted(SLOW)}))
+sys.argv = {[script, *options]}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    command = [sys.executable, "-c", code_of]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert result.stderr.count("\n") == code / 2
+
+
+def test_the_settings_of_the_command_line_are_those_of_the_model():
+    """Though they are read without the rest of departures.py."""
+
+    def described(settings):
+        return [(f.name, f.type, f.default, dict(f.metadata)) for f in fields(settings)]
+
+    assert described(settings_class()) == described(ImprovedSettings)
+    assert vars(settings_class()().paper()) == vars(ImprovedSettings().paper())
 
 
 def hear_ctrl_c():

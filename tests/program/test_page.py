@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import evaluate
-import sample
+from departures import ImprovedSettings
 from evaluate import summarise
 from examples import screen_with
 from report import page
@@ -200,7 +200,7 @@ ABOUT = {
     "run": "runs/x y",
     "seed": 3,
     "device": "cpu",
-    "settings": {**sample.default_settings(), "sigma": 0.5, "shifts": False},
+    "settings": {**vars(ImprovedSettings()), "sigma": 0.5, "shifts": False},
     "reading": {"path": "/secret/odd.h5ad", "test": [ODD], "layer": "counts"},
 }
 
@@ -299,7 +299,7 @@ def written(folder, run=True, rows=None, **more):
         screen,
         str(folder) if run else None,
         ABOUT if run else None,
-        sample.default_settings(),
+        vars(ImprovedSettings()),
         "python evaluate.py 'runs/x y'",
         rows=rows,
         summary=summary,

@@ -23,6 +23,7 @@ import screens.__main__
 import toy_data
 import train
 from examples import rewrite, write, write_labelled
+from report.options import parser_of_settings
 from screens import public
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +331,7 @@ def test_a_run_finds_its_public_screen_again_by_name_and_path(server, tmp_path, 
     means(monkeypatch, server, None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", f"train.py --data adamson {TINY}".split())
-    train.new_run(train.parse(), "cpu")
+    train.new_run(train.train_options(), "cpu")
     cached = server.cache / "adamson.h5ad"
     reading = sample.read_checkpoint("runs/adamson")["reading"]
     assert (reading["name"], reading["path"]) == ("adamson", str(cached))
@@ -379,7 +380,7 @@ def test_the_list_names_every_screen_its_address_and_the_cache_folder(server):
 
 
 def test_the_commands_help_names_the_variable_of_the_cache_folder():
-    assert "DEPARTURES_DATA" in train.parser_of_settings().format_help()
+    assert "DEPARTURES_DATA" in parser_of_settings().format_help()
     assert "DEPARTURES_DATA" in screens.__main__.parser_of_file().format_help()
 
 
