@@ -269,7 +269,7 @@ def describe(screen):
     for sign, word in (1.0, "rise"), (-1.0, "fall"):
         types = [cell_type for cell_type in stated if stated[cell_type] == sign]
         if types:
-            lines.append(f"perturbed genes {word} in {some(types)}, by 'perturbation_type'")
+            lines.append(f"the file says that perturbed genes {word} in {some(types)}")
     targets = {name for key in screen.groups for name, _ in targets_of(key[0], screen.kind)}
     unmeasured = sorted(targets - set(screen.genes))
     if unmeasured and screen.kind == "gene":

@@ -81,21 +81,33 @@ RISE = re.compile("crispra|activat|over-?express|gain", re.IGNORECASE)
 FALL = re.compile(
     "crispri|interfer|repress|inhibit|knock|-?ko\\b|rnai|[ls]hrna|sirna", re.IGNORECASE
 )
+# Names of guides hold names of genes too (INHBA, GAINS …): of them this alone is read.
+GUIDE = re.compile("guide|grna", re.IGNORECASE)
+IN_GUIDES = re.compile("crispr(?:a|i|ko)(?![a-z])", re.IGNORECASE)
 
 
 def stated_directions(screen):
     """{cell type: 1.0 or -1.0}: whether its perturbed genes rise or fall, where the file says so.
 
     By the column `perturbation_type` of its perturbed cells: CRISPRa, activation, overexpression;
-    CRISPRi, knock-out, knock-down … A type of which it says neither, or both, is left out.
+    CRISPRi, knock-out, knock-down …; and by CRISPRa, CRISPRi or CRISPRko in names of guides
+    (columns such as `guide_id` or `sgRNA`). A type of which they say neither, or both, is left out.
     """
-    if screen.kind != "gene" or "perturbation_type" not in screen.obs:
+    if screen.kind != "gene":
         return {}
-    stated = {}
-    kinds = text_of(screen.obs, "perturbation_type", screen.source).astype(str)
+    texts = screen.obs.select_dtypes(["object", "string", "category"])
+    guides = [column for column in texts if GUIDE.search(str(column))]
+    kinds = ()
+    if "perturbation_type" in screen.obs:
+        kinds = text_of(screen.obs, "perturbation_type", screen.source).astype(str)
     perturbed = screen.perturbation != CONTROL
+    stated = {}
     for cell_type in screen.cell_types:
-        said = " ".join(np.unique(kinds[perturbed & (screen.cell_type == cell_type)]))
+        rows = perturbed & (screen.cell_type == cell_type)
+        words = list(np.unique(kinds[rows])) if len(kinds) else []
+        for column in guides:
+            words += IN_GUIDES.findall(" ".join(map(str, texts.loc[rows, column].unique())))
+        said = " ".join(words)
         rise, fall = bool(RISE.search(said)), bool(FALL.search(said))
         if rise != fall:
             stated[cell_type] = 1.0 if rise else -1.0

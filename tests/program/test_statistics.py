@@ -200,6 +200,19 @@ def test_the_direction_is_what_the_file_states_of_a_types_perturbed_cells(rise, 
     assert screens.directions(screen).tolist() == [1, -1, 1]
 
 
+@pytest.mark.parametrize("column", ["guide_id", "sgRNA", "Guide identity"])
+def test_names_of_guides_state_the_direction(column):
+    """Genes that are called like a word of it do not, nor does another column."""
+    screen = stating()
+    names = {"t": "A_CRISPRa_2", "u": "INHBA_CRISPRko", "v": "GAIN_KNOCK_CRISPRab"}
+    guides = np.array([names[t] for t in screen.cell_type])
+    guides = np.where(screen.perturbation == "control", "nt_CRISPRi", guides)
+    screen.obs = pd.DataFrame({column: guides, "guide_umis": 3})
+    assert screens.stated_directions(screen) == {"t": 1, "u": -1}
+    screen.obs = screen.obs.rename(columns={column: "library"})
+    assert screens.stated_directions(screen) == {}
+
+
 def test_types_whose_direction_is_stated_do_not_tell_that_of_the_others():
     """A falls in v, of which nothing is stated, and rises in the others."""
     screen = stating(t="CRISPRa", u="CRISPRa")
