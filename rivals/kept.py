@@ -27,11 +27,14 @@ def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
     """
     mark = fingerprint(screen, seed)
     if os.path.exists(path):
-        adata = screens.open_h5ad(path)
-        about = adata.uns.get("departures", {})
-        if about.get("fingerprint") == mark:
-            both = cells_of(adata), cells_of(screens.open_h5ad(path, LAYER))
-            return dict(zip(rivals.forms_of(name), both, strict=True)), costs_of(about)
+        try:
+            adata = screens.open_h5ad(path)
+            about = adata.uns["departures"]
+            if about["fingerprint"] == mark and adata.n_vars == len(screen.genes):
+                both = cells_of(adata), cells_of(screens.open_h5ad(path, LAYER))
+                return dict(zip(rivals.forms_of(name), both, strict=True)), costs_of(about)
+        except (screens.InputError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass  # no h5ad, or one that is not as it is written below
         print(f"{path}: of another screen, split, genes or seed; {name} is trained again")
     screens.check_folder(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)

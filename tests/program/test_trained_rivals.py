@@ -164,6 +164,39 @@ def test_a_changed_run_is_noticed_and_said_in_one_line(counted, screen, tmp_path
     ]
 
 
+def without_note(kept):
+    del kept.uns["departures"]
+
+
+def note_of_text(kept):
+    kept.uns["departures"] = "text"
+
+
+def without_labels(kept):
+    del kept.obs["perturbation"]
+
+
+def without_costs(kept):
+    del kept.uns["departures"]["seconds"]
+
+
+def without_layer(kept):
+    del kept.layers["zeros_kept"]
+
+
+@pytest.mark.parametrize(
+    "damage", [without_note, note_of_text, without_labels, without_costs, without_layer]
+)
+def test_a_kept_file_that_lost_a_part_is_made_again(counted, screen, tmp_path, damage):
+    path = str(tmp_path / "plus-one.h5ad")
+    first, _ = kept_cells(path, "plus one", screen, starts_of(screen))
+    kept = anndata.read_h5ad(path)
+    damage(kept)
+    kept.write_h5ad(path)
+    again, _ = kept_cells(path, "plus one", screen, starts_of(screen))
+    assert counted.trained == ["plus one"] * 2 and list(again) == list(first)
+
+
 def test_the_fingerprint_is_that_of_the_content(screen, tmp_path):
     """Not of the file's name, nor of the object in memory."""
     copy = tmp_path / "copy.h5ad"
