@@ -24,43 +24,33 @@ import screens  # noqa: E402
 from report import metrics  # noqa: E402
 
 GENES = ("all", "DE20")
+UNBIASED = metrics.mean_kernels
 
 
-def scored(run, pairs):
-    """{method: its E-distances (conditions, 2) on all genes and DE20}, by means over such pairs."""
+def of_all_pairs(x, y, kernels, within=False):
+    """The means over all pairs of a cell of x and one of y, within a sample too."""
+    return UNBIASED(x, y, kernels)
+
+
+def scored(run, mean_kernels):
+    """[{method: its E-distance on all genes and on DE20}] of a run's conditions, by such means."""
     predicted = f"{run}/predicted.h5ad"
     screen = evaluate.screen_of_run(predicted)
-    before = evaluate.mean_kernels
-    evaluate.mean_kernels = metrics.mean_kernels = pairs
+    evaluate.mean_kernels = metrics.mean_kernels = mean_kernels
     rows = evaluate.score(screen, evaluate.read_predicted(predicted, screen))
-    evaluate.mean_kernels = metrics.mean_kernels = before
-    return [{name: distances(of) for name, of in row["scores"].items()} for row in rows]
-
-
-def distances(scores):
-    """Of one method's scores its E-distances on all genes and DE20."""
-    return [scores["E-distance"][genes] for genes in GENES]
-
-
-def distinct(x, y, kernels, within=False, of=metrics.mean_kernels):
-    """The means that are unbiased, over distinct cells."""
-    return of(x, y, kernels, within)
-
-
-def every(x, y, kernels, within=False, of=metrics.mean_kernels):
-    """The means over all pairs, a cell with itself among them."""
-    return of(x, y, kernels)
+    return [
+        {name: [of["E-distance"][genes] for genes in GENES] for name, of in row["scores"].items()}
+        for row in rows
+    ]
 
 
 def closed(rows):
-    """{method: gap closed (2,)} of the mean distances over conditions, where all have the method."""
+    """{method: gap closed (2,)} of the means over conditions, of methods that all of them have."""
     names = [name for name in rows[0] if all(name in row for row in rows)]
     mean = {name: np.mean([row[name] for row in rows], 0) for name in names}
-    return {
-        name: 1 - (mean[name] - mean["floor"]) / (mean["control"] - mean["floor"])
-        for name in names
-        if name not in ("control", "floor", evaluate.DUPLICATE)
-    }
+    gap = mean["control"] - mean["floor"]
+    shown = [name for name in names if name not in ("control", "floor", evaluate.DUPLICATE)]
+    return {name: 1 - (mean[name] - mean["floor"]) / gap for name in shown}
 
 
 def main():
@@ -68,7 +58,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, **screens.ONE_LINE)
     parser.add_argument("run", nargs="+", help="folder of a run of train.py")
     args = parser.parse_args()
-    gaps = [closed(sum((scored(run, pairs) for run in args.run), [])) for pairs in (distinct, every)]
+    gaps = []
+    for mean_kernels in (UNBIASED, of_all_pairs):
+        gaps.append(closed([row for run in args.run for row in scored(run, mean_kernels)]))
     print("".join(text.rjust(18) for text in ("", "distinct pairs", "all pairs")))
     for name in gaps[0]:
         entries = ("{:.2f} / {:.2f}".format(*gap[name]) for gap in gaps)
