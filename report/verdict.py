@@ -85,7 +85,8 @@ def said_of_gap(what, gap):
         )
     if gap < 0:
         return f"On {what} the model is worse than doing nothing: it closes {gap:.2f} {between}."
-    return f"On {what} the model closes {gap:.2f} {between}."
+    more = " (above 1: nearer than a repeat of so few cells)" if gap > 1 else ""
+    return f"On {what} the model closes {gap:.2f} {between}{more}."
 
 
 def said_of_rival(rival, summary):

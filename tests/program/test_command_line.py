@@ -718,7 +718,7 @@ def test_a_simulated_screen_of_drugs_is_one_of_drugs(tmp_path):
 
 SCRIPTS = [["train.py"], ["sample.py"], ["evaluate.py"], ["toy_data.py"], ["-m", "screens"]]
 SCRIPTS += [["-m", f"course.{name}"] for name in ("gaussian", "pairing", "trackability")]
-SCRIPTS += [[f"docs/{name}.py"] for name in ("bridges", "ceilings", "rivals")]
+SCRIPTS += [[f"docs/{name}.py"] for name in ("bridges", "ceilings", "chance", "rivals")]
 SCRIPTS += [[f"course/{name}.py"] for name in ("figures", "grade", "run_lessons")]
 
 

@@ -68,6 +68,16 @@ def test_a_model_that_wins():
     assert worse == "It is worse than linear in 1 (c9@x) and worse than doing nothing in none."
 
 
+def test_a_gap_of_more_than_1_is_explained():
+    """The model is nearer than the floor, at 0.1; not where it is as near."""
+    assert said([row_of("c@x", 0.05, linear=0.4)])[0].endswith(
+        "a repeat of the experiment (above 1: nearer than a repeat of so few cells)."
+    )
+    assert said([row_of("c@x", 0.1, linear=0.4)])[0].endswith(
+        "closes 1.00 " + ("of the gap between doing nothing and a repeat of the experiment.")
+    )
+
+
 def test_a_model_that_loses():
     _, rival, worse = said(rows_of(WON, *[LOST] * 9))
     assert rival.startswith("It loses to linear, the best rival (0.63): it is better in 1 of 10")
