@@ -20,6 +20,7 @@ VERDICT = [
         "farther counts as better",
     ),
     ("report/verdict.py", "if gap < 0:", "if gap < -9:", "worse than doing nothing is not said"),
+    ("report/verdict.py", "if gap > 1 else", "if gap > 9 else", "more than 1 is not explained"),
     (
         "report/verdict.py",
         'if entry["p"] > 0.05:',

@@ -189,9 +189,15 @@ MUTANTS = {
     "program/test_trained_rivals.py": [
         (
             "rivals/kept.py",
-            'if about.get("fingerprint") == mark:',
-            "if about:",
+            'about["fingerprint"] == mark and ',
+            "",
             "cells of another screen are taken",
+        ),
+        (
+            "rivals/kept.py",
+            "except (screens.InputError, AttributeError, IndexError, KeyError, ",
+            "except (screens.InputError, AttributeError, IndexError, ",
+            "a kept file that lost a part ends in a traceback",
         ),
         (
             "rivals/kept.py",

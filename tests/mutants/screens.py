@@ -408,9 +408,21 @@ MUTANTS = {
         ),
         (
             "screens/statistics.py",
-            'said = " ".join(np.unique(kinds[perturbed & (screen.cell_type == cell_type)]))',
-            'said = " ".join(np.unique(kinds[screen.cell_type == cell_type]))',
+            "rows = perturbed & (screen.cell_type == cell_type)",
+            "rows = screen.cell_type == cell_type",
             "what is said of the controls counts",
+        ),
+        (
+            "screens/statistics.py",
+            "crispr(?:a|i|ko)(?![a-z])",
+            "crispra|crispri|knock",
+            "a gene's name states a direction",
+        ),
+        (
+            "screens/statistics.py",
+            "[column for column in texts if GUIDE.search(str(column))]",
+            "list(texts)",
+            "any column states a direction",
         ),
         (
             "screens/statistics.py",
