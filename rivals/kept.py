@@ -61,7 +61,7 @@ def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
 
 
 def fingerprint(screen, seed):
-    """A hash of all that a rival's cells depend on: screen, split, genes and seed; and LAYER."""
+    """A hash of all that a rival's cells depend on: screen, split, genes and seed."""
     hashed = hashlib.sha256()
     X = screen.X
     for part in (X.data, X.indices, X.indptr):
@@ -69,7 +69,7 @@ def fingerprint(screen, seed):
             hashed.update(np.ascontiguousarray(part[start : start + 2**24]))
     for names in (screen.genes, screen.perturbation, screen.cell_type):
         hashed.update("\n".join(map(str, names)).encode())
-    hashed.update(json.dumps([screen.fingerprint(), seed, LAYER]).encode())
+    hashed.update(json.dumps([screen.fingerprint(), seed]).encode())
     return hashed.hexdigest()
 
 

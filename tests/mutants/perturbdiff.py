@@ -219,12 +219,6 @@ MUTANTS = {
         ),
         (
             "rivals/kept.py",
-            "json.dumps([screen.fingerprint(), seed, LAYER])",
-            "json.dumps([screen.fingerprint(), seed])",
-            "of a file without the improved form, that form is read",
-        ),
-        (
-            "rivals/kept.py",
             "both = cells_of(adata), cells_of(screens.open_h5ad(path, LAYER))",
             "both = cells_of(adata), cells_of(adata)",
             "kept cells of the improved form are those of the published one",
