@@ -9,8 +9,11 @@ tests/course/test_lessons.py runs them too, and compares the outputs with the st
 import argparse
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+try:
+    import nbformat
+    from nbclient import NotebookClient
+except ImportError:  # without course/requirements.txt --help works all the same
+    NotebookClient = None
 
 COURSE = Path(__file__).resolve().parent
 LESSONS = sorted(COURSE.glob("[0-9]_*.ipynb"))
@@ -40,6 +43,8 @@ def main():
     unknown = [number for number in numbers if number not in known]
     if unknown:
         parser.error(f"no lesson {unknown[0]}; there are {', '.join(known)}")
+    if NotebookClient is None:
+        parser.error("lessons need Jupyter: pip install -r course/requirements.txt")
     for path in LESSONS:
         if not numbers or path.name[0] in numbers:
             print(path.name, flush=True)
