@@ -5,9 +5,8 @@
 The E-distance that scores is unbiased for cells that were drawn independently. Anchored cells were
 not: their mean is the expected one, without the chance of so few cells, and that chance is taken
 off all the same. The hurdle rivals, which use every control once, gain likewise. Printed is gap
-closed in E-distance, all genes / DE20, by distinct pairs of cells, as everywhere; and by all pairs,
-a cell with itself among them, of which nothing is taken off: there independent cells pay for their
-chance, and cells without it only do not pay.
+closed in E-distance, all genes / DE20, in two ways. By distinct pairs of cells, as everywhere. And
+by all pairs, a cell with itself among them: then no chance is taken off from anybody.
 """
 
 import argparse
@@ -36,6 +35,7 @@ def scored(run, mean_kernels):
     """[{method: its E-distance on all genes and on DE20}] of a run's conditions, by such means."""
     predicted = f"{run}/predicted.h5ad"
     screen = evaluate.screen_of_run(predicted)
+    # Both modules call it by this name: for the measured cells, and for the predicted ones.
     evaluate.mean_kernels = metrics.mean_kernels = mean_kernels
     rows = evaluate.score(screen, evaluate.read_predicted(predicted, screen))
     return [

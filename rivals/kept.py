@@ -27,6 +27,7 @@ def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
     """
     mark = fingerprint(screen, seed)
     if os.path.exists(path):
+        why = "of another screen, split, genes or seed"
         try:
             adata = screens.open_h5ad(path)
             about = adata.uns["departures"]
@@ -34,8 +35,8 @@ def kept_cells(path, name, screen, starts, seed=0, device="cpu"):
                 both = cells_of(adata), cells_of(screens.open_h5ad(path, LAYER))
                 return dict(zip(rivals.forms_of(name), both, strict=True)), costs_of(about)
         except (screens.InputError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-            pass  # no h5ad, or one that is not as it is written below
-        print(f"{path}: of another screen, split, genes or seed; {name} is trained again")
+            why = "not as it was written"
+        print(f"{path}: {why}; {name} is trained again")
     screens.check_folder(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     begun = time.monotonic()

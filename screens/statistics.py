@@ -81,7 +81,7 @@ RISE = re.compile("crispra|activat|over-?express|gain", re.IGNORECASE)
 FALL = re.compile(
     "crispri|interfer|repress|inhibit|knock|-?ko\\b|rnai|[ls]hrna|sirna", re.IGNORECASE
 )
-# Names of guides hold names of genes too (INHBA, GAINS …): of them this alone is read.
+# Names of guides hold names of genes, such as KNOCK, so of them only CRISPRa, i and ko are read.
 GUIDE = re.compile("guide|grna", re.IGNORECASE)
 IN_GUIDES = re.compile("crispr(?:a|i|ko)(?![a-z])", re.IGNORECASE)
 
@@ -97,16 +97,17 @@ def stated_directions(screen):
         return {}
     texts = screen.obs.select_dtypes(["object", "string", "category"])
     guides = [column for column in texts if GUIDE.search(str(column))]
-    kinds = ()
+    kinds = np.full(len(screen.perturbation), "")
     if "perturbation_type" in screen.obs:
         kinds = text_of(screen.obs, "perturbation_type", screen.source).astype(str)
     perturbed = screen.perturbation != CONTROL
     stated = {}
     for cell_type in screen.cell_types:
         rows = perturbed & (screen.cell_type == cell_type)
-        words = list(np.unique(kinds[rows])) if len(kinds) else []
+        words = list(np.unique(kinds[rows]))
         for column in guides:
-            words += IN_GUIDES.findall(" ".join(map(str, texts.loc[rows, column].unique())))
+            names = " ".join(map(str, texts.loc[rows, column].unique()))
+            words += IN_GUIDES.findall(names)
         said = " ".join(words)
         rise, fall = bool(RISE.search(said)), bool(FALL.search(said))
         if rise != fall:

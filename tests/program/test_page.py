@@ -74,7 +74,7 @@ def test_a_gap_of_more_than_1_is_explained():
         "a repeat of the experiment (above 1: nearer than a repeat of so few cells)."
     )
     assert said([row_of("c@x", 0.1, linear=0.4)])[0].endswith(
-        "closes 1.00 " + ("of the gap between doing nothing and a repeat of the experiment.")
+        "closes 1.00 of the gap between doing nothing and a repeat of the experiment."
     )
 
 

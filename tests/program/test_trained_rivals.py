@@ -187,7 +187,7 @@ def without_layer(kept):
 @pytest.mark.parametrize(
     "damage", [without_note, note_of_text, without_labels, without_costs, without_layer]
 )
-def test_a_kept_file_that_lost_a_part_is_made_again(counted, screen, tmp_path, damage):
+def test_a_kept_file_that_lost_a_part_is_made_again(counted, screen, tmp_path, capsys, damage):
     path = str(tmp_path / "plus-one.h5ad")
     first, _ = kept_cells(path, "plus one", screen, starts_of(screen))
     kept = anndata.read_h5ad(path)
@@ -195,6 +195,8 @@ def test_a_kept_file_that_lost_a_part_is_made_again(counted, screen, tmp_path, d
     kept.write_h5ad(path)
     again, _ = kept_cells(path, "plus one", screen, starts_of(screen))
     assert counted.trained == ["plus one"] * 2 and list(again) == list(first)
+    said = f"{path}: not as it was written; plus one is trained again"
+    assert said in capsys.readouterr().out
 
 
 def test_the_fingerprint_is_that_of_the_content(screen, tmp_path):
