@@ -829,6 +829,7 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("gain", torch.zeros(2, networks, 4))
         self.register_buffer("belief", torch.zeros(2))
         self.register_buffer("largest_effect", torch.zeros(()))  # of a training target
+        self.register_buffer("depth_belief", torch.zeros(2))  # see `same_depth`
         # How own transcripts move in the direction of their perturbation: on average, with their
         # height in the controls, and how far.
         self.register_buffer("own", torch.zeros(2))
@@ -896,18 +897,23 @@ class ShiftEncoder(nn.Module):
         return counted[conditions.cell_type][:, None]
 
     def same_depth(self, shift, conditions, model, fitted=None):
-        """The shift (C, 2, N), less its mean over genes in types that no fitted condition perturbs.
+        """The shift (C, 2, N), its mean over genes only believed in types that nobody perturbed.
 
-        Samples differ in depth, which moves all genes alike. Of a cell type never seen treated only
-        the depth of its controls is known. fitted: all training conditions, if not given.
+        A sample's depth moves all genes alike. Of a cell type never seen treated only that of the
+        controls is known. So what a treatment does to all genes alike is believed as far as other
+        types foretold each other (`fit_depth`). fitted: all training conditions, if not given.
         """
         fitted = self.training_conditions() if fitted is None else fitted
         treated = fitted.cell_type[(fitted.target >= 0).any(1)]
         new_type = ~torch.isin(conditions.cell_type, treated)
+        doubted = (1 - self.depth_belief) * self.mean_over_genes(shift, conditions, model)
+        return torch.where(new_type[:, None, None], shift - doubted[..., None], shift)
+
+    def mean_over_genes(self, shift, conditions, model):
+        """The mean (C, 2) of shifts (C, 2, N); genes count as much as they are measured well."""
         fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
         weight = torch.stack([fraction * (1 - fraction), fraction], 1)
-        mean = (weight * shift).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
-        return torch.where(new_type[:, None, None], shift - mean, shift)
+        return (weight * shift).sum(2) / weight.sum(2)
 
     # -- What the networks say --
 
@@ -1004,11 +1010,11 @@ class ShiftEncoder(nn.Module):
         none = [0.0]
         same = [0, 0.1, 0.2, 0.4, 0.8, 1.6]
         like = [0, 0.4, 1.0] if types > 2 else none
-        in_type = [0, 0.1, 0.2, 0.4, 0.8] if types > 1 else none
+        in_type = [0, 0.1, 0.2, 0.4, 0.8, 1.6] if types > 1 else none
         shared = [0.1, 0.3, 1.0]
         structure = none
         if targets < 5:  # a variance of so few is not known: take their effects as they are
-            same = [1.0]
+            same = [1.0, 4.0]
             shared = none
         if self.structure.any():  # fewer of each, for there are more of them to combine
             same = [0, 0.4]
@@ -1039,10 +1045,11 @@ class ShiftEncoder(nn.Module):
         usual = (on.sum(0) + 0.5) / (cells.sum() + 1)
         near = torch.logit((on + 2 * usual) / (cells + 2)).clamp(-7, 7)
         log_odds_moved = near - start[:, 0]
-        level_moved = level - start[:, 1]
+        level_moved = torch.where(on > 0, level - start[:, 1], 0)
         direction = model.direction[self.cell_type].double()[:, None]
         self.fit_own_transcripts(direction * log_odds_moved, direction * level_moved, on, model)
         self.fit_networks(log_odds_moved, level_moved, cells, on, model)
+        self.fit_depth(torch.stack([log_odds_moved, level_moved], 1), model)
         prior = self.prior_mean(conditions, model).double()
         same_type, kernels = self.relations(conditions, model)
         expected = start + prior
@@ -1118,7 +1125,6 @@ class ShiftEncoder(nn.Module):
         _, which = torch.unique(conditions.target[rows], dim=0, return_inverse=True)
         X = self.columns(conditions.take(rows), model).flatten(0, 1).double()  # (4 G, C, N)
         others = ~self.own_genes(conditions, model)[rows]
-        level = torch.where(on > 0, level, 0)
         for kind, y, variance in (0, log_odds, noise[0]), (1, level, noise[1]):
             weight = 1 / (variance + variance[control] + 0.05)[rows]
             y = y[rows]
@@ -1132,6 +1138,23 @@ class ShiftEncoder(nn.Module):
             self.belief[kind].copy_(believed(*targets))
         said = self.networks_say(conditions.take(rows), model)
         self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().max())
+
+    def fit_depth(self, moved, model):
+        """How far cell types foretell each other's mean over genes, from what moved (Q, 2, N).
+
+        Each type in turn plays the one that nobody perturbed: its means are predicted to be those
+        of the same perturbations in the others.
+        """
+        mean = self.mean_over_genes(moved, self.training_conditions(), model)  # (Q, 2)
+        same = (self.target == self.target[:, None]).all(2) & (self.target >= 0).any(1)
+        same = same & (self.dose == self.dose[:, None]).all(2)
+        elsewhere = (same & (self.cell_type != self.cell_type[:, None])).to(mean)  # (Q, Q)
+        said = elsewhere @ mean / elsewhere.sum(1, keepdim=True).clamp_min(1)
+        of_type = F.one_hot(self.cell_type, self.n_types).to(mean) * elsewhere.any(1)[:, None]
+        of_type = of_type.T[of_type.any(0)]  # (types, Q)
+        product, square = of_type @ (said * mean), of_type @ said**2  # (types, 2)
+        for kind in 0, 1:
+            self.depth_belief[kind] = believed(product[:, kind], square[:, kind])
 
 
 class Shifted(Departures):

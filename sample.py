@@ -46,7 +46,7 @@ from report.genes import all_tables, genes_path, in_words
 from report.options import cell_columns, sample_options
 from screens import CONTROL, InputError, did_you_mean
 
-FORMAT = 11  # of the checkpoint; raise it when that changes
+FORMAT = 12  # of the checkpoint; raise it when that changes
 MOST_SAID = 8  # conditions whose genes are printed
 NUMBER = float | int
 PARTS = {  # of a checkpoint (train.py writes it), and the form of each (`screens.has_form`)

@@ -639,6 +639,53 @@ def test_depth_is_kept_where_a_type_was_seen_treated():
     assert np.allclose(expected(model, ((2,), A))[0], 0.4, atol=0.02)
 
 
+def in_a_fourth_type(*means):
+    """What is expected in a type never treated, where three treated types moved by these means."""
+    rng = np.random.default_rng(0)
+    rows, shifts = [], []
+    for cell_type, mean in enumerate(means):
+        rows += [((), cell_type), ((2,), cell_type)]
+        shifts += [np.zeros((2, GENES)), mean + 0.1 * rng.normal(size=(2, GENES))]
+    model = fitted(rows, np.array(shifts), types=("a", "b", "c"))
+    describe(model, "d", 7)
+    return expected(model, ((2,), 3))[0], model
+
+
+def test_depth_that_is_alike_in_three_types_is_expected_in_a_fourth():
+    """A treatment that moves all genes in every type it was tried in."""
+    found, model = in_a_fourth_type(0.4, 0.5, 0.45)
+    assert (model.encoder.depth_belief > 0.9).all()
+    assert np.abs(found.mean(1) - 0.45).max() < 0.08
+
+
+def test_depth_that_differs_in_sign_between_types_is_not_expected():
+    """It is that of the samples."""
+    found, model = in_a_fourth_type(0.4, -0.5, 0.2)
+    assert model.encoder.depth_belief.tolist() == [0, 0]
+    assert np.abs(found.mean(1)).max() < 0.08
+
+
+def test_the_depth_is_believed_as_far_as_types_foretold_each_other():
+    """Slope and jackknife of the sums over each type's conditions; one alone says nothing."""
+    model = model_of(types=("a", "b", "c"), targets=("x", "y", "z"), conditions=10)
+    rng = np.random.default_rng(1)
+    rows = [((), t) for t in range(3)] + [((p,), t) for p in (0, 1) for t in range(3 - p)]
+    rows += [((2,), 1), ((2,), 0, (0.1,))]  # in no other type, or only at another dose
+    model.encoder.fit(counts_of(model, rows, np.zeros((10, 2, GENES)), MANY), model)
+    moved = torch.as_tensor(0.3 + 0.2 * rng.normal(size=(10, 2, GENES)))
+    model.encoder.fit_depth(moved, model)
+    conditions = model.encoder.training_conditions()
+    mean = model.encoder.mean_over_genes(moved, conditions, model)
+    said = {3: mean[[4, 5]].mean(0), 4: mean[[3, 5]].mean(0), 5: mean[[3, 4]].mean(0)}
+    said |= {6: mean[7], 7: mean[6]}
+    of_types = [[3, 6], [4, 7], [5]]
+    product = torch.stack([sum(said[q] * mean[q] for q in of) for of in of_types])
+    square = torch.stack([sum(said[q] ** 2 for q in of) for of in of_types])
+    wanted = [float(believed(product[:, kind], square[:, kind])) for kind in (0, 1)]
+    assert 0.1 < min(wanted) < 0.99
+    assert model.encoder.depth_belief.tolist() == pytest.approx(wanted)
+
+
 def test_a_type_of_which_only_controls_were_fitted_is_unseen():
     """So its expected shift has no depth either."""
     rows = [((), A), ((0,), A), ((), B)]
@@ -861,7 +908,7 @@ def test_a_filled_row_is_no_fifth_target():
     names = tuple(f"g{p}" for p in range(4))
     model = model_of(targets=names, conditions=len(rows), at_once=2)
     model.encoder.fit(counts_of(model, rows, np.zeros((len(rows), 2, GENES)), MANY), model)
-    assert len(model.encoder.amplitudes()) == 1
+    assert model.encoder.amplitudes().tolist() == [[same, 0, 0, 0, 0, 0] for same in (1, 4)]
 
 
 def test_an_unseen_gene_does_no_more_than_the_training_target_that_did_most():

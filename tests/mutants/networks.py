@@ -670,9 +670,45 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "new_type[:, None, None], shift - mean, shift",
+            "new_type[:, None, None], shift - doubted[..., None], shift",
             "new_type[:, None, None], shift, shift",
             "a depth that nobody can know is kept in unseen types",
+        ),
+        (
+            "departures.py",
+            "doubted = (1 - self.depth_belief) * self",
+            "doubted = self",
+            "no depth is believed in unseen types",
+        ),
+        (
+            "departures.py",
+            "elsewhere = (same & (self.cell_type != self.cell_type[:, None])).to(mean)",
+            "elsewhere = same.to(mean)",
+            "a type foretells its own depth",
+        ),
+        (
+            "departures.py",
+            "same = (self.target == self.target[:, None]).all(2) & (self.target >= 0).any(1)",
+            "same = (self.target >= 0).any(1) & (self.target >= 0).any(1)[:, None]",
+            "any perturbation foretells another's depth",
+        ),
+        (
+            "departures.py",
+            "same = same & (self.dose == self.dose[:, None]).all(2)\n        elsewhere",
+            "elsewhere",
+            "a dose foretells another's depth",
+        ),
+        (
+            "departures.py",
+            "said = elsewhere @ mean / elsewhere.sum(1, keepdim=True).clamp_min(1)",
+            "said = elsewhere @ mean",
+            "the depth of several types adds up",
+        ),
+        (
+            "departures.py",
+            "product, square = of_type @ (said * mean), of_type @ said**2",
+            "product, square = said * mean, said**2",
+            "conditions of one type count as proofs of their own",
         ),
         (
             "departures.py",
@@ -688,8 +724,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "torch.stack([fraction * (1 - fraction), fraction], 1)\n        mean",
-            "torch.stack([fraction, fraction], 1)\n        mean",
+            "torch.stack([fraction * (1 - fraction), fraction], 1)\n        return",
+            "torch.stack([fraction, fraction], 1)\n        return",
             "log odds are weighed like levels in the depth",
         ),
         (
