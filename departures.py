@@ -829,7 +829,9 @@ class ShiftEncoder(nn.Module):
         self.register_buffer("gain", torch.zeros(2, networks, 4))
         self.register_buffer("belief", torch.zeros(2))
         self.register_buffer("largest_effect", torch.zeros(()))  # of a training target
-        self.register_buffer("depth_belief", torch.zeros(2))  # see `same_depth`
+        # How far cell types foretold each other: `fit_new_types`.
+        self.register_buffer("depth_belief", torch.zeros(2))
+        self.register_buffer("start_slope", torch.zeros(2))
         # How own transcripts move in the direction of their perturbation: on average, with their
         # height in the controls, and how far.
         self.register_buffer("own", torch.zeros(2))
@@ -882,7 +884,8 @@ class ShiftEncoder(nn.Module):
         # The controls' own chance is corrected by the other conditions, where they are the same.
         same_type = same_type * self.fitted_controls(conditions, model)
         shift = self.carried_over(same_type, kernels) + self.prior_mean(conditions, model)
-        return self.same_depth(shift, conditions, model)
+        shift = self.same_depth(shift, conditions, model)
+        return shift + self.from_start(conditions, model)
 
     def carried_over(self, same_type, kernels):
         """What the fitted conditions add to the prior mean of those in `relations`: (C, 2, N)."""
@@ -896,24 +899,70 @@ class ShiftEncoder(nn.Module):
         counted = F.pad(self.counted, (0, len(model.cell_types) - self.n_types))
         return counted[conditions.cell_type][:, None]
 
+    # -- Cell types that nobody perturbed --
+
     def same_depth(self, shift, conditions, model, fitted=None):
         """The shift (C, 2, N), its mean over genes only believed in types that nobody perturbed.
 
         A sample's depth moves all genes alike. Of a cell type never seen treated only that of the
         controls is known. So what a treatment does to all genes alike is believed as far as other
-        types foretold each other (`fit_depth`). fitted: all training conditions, if not given.
+        types foretold each other. fitted: all training conditions, if not given.
+        """
+        new = self.new_types(conditions, fitted)
+        doubted = (1 - self.depth_belief) * self.mean_over_genes(shift, conditions, model)
+        return torch.where(new, shift - doubted[..., None], shift)
+
+    def from_start(self, conditions, model, fitted=None):
+        """What the start of a type that nobody perturbed adds to the shift (C, 2, N).
+
+        Where a gene is higher in its controls than in those of the types that were treated, it
+        moves up by less: ends are more alike than starts. 0 in types that were seen treated.
         """
         fitted = self.training_conditions() if fitted is None else fitted
+        new = self.new_types(conditions, fitted)
+        shares = self.elsewhere(conditions, fitted)
+        perturbed = (fitted.target >= 0).any(1).double()
+        everywhere = perturbed / perturbed.sum().clamp_min(1)
+        shares = torch.where(shares.any(1)[:, None], shares, everywhere)
+        return new * self.start_slope[:, None] * self.higher(conditions, shares, model, fitted)
+
+    def new_types(self, conditions, fitted=None):
+        """Which conditions (C, 1, 1) are of cell types that no fitted condition perturbs."""
+        fitted = self.training_conditions() if fitted is None else fitted
         treated = fitted.cell_type[(fitted.target >= 0).any(1)]
-        new_type = ~torch.isin(conditions.cell_type, treated)
-        doubted = (1 - self.depth_belief) * self.mean_over_genes(shift, conditions, model)
-        return torch.where(new_type[:, None, None], shift - doubted[..., None], shift)
+        return ~torch.isin(conditions.cell_type, treated)[:, None, None]
+
+    def elsewhere(self, conditions, fitted):
+        """Shares (C, Q) of the fitted conditions that are the same perturbation in other types.
+
+        They sum to 1, or to 0 where there is none.
+        """
+        same = (conditions.target[:, None] == fitted.target).all(2)
+        same = same & (conditions.dose[:, None] == fitted.dose).all(2)
+        same = same & (fitted.target >= 0).any(1)
+        same = same & (conditions.cell_type[:, None] != fitted.cell_type)
+        return same / same.sum(1, keepdim=True).clamp_min(1).double()
+
+    def higher(self, conditions, shares, model, fitted):
+        """How much higher (C, 2, N) genes start than in fitted conditions, by their shares (C, Q).
+
+        Beyond what all genes have in common; at most 2 (log odds, sd), for markers of cell types.
+        """
+        start = model.start().double()
+        of_types = shares @ F.one_hot(fitted.cell_type, len(start)).double()  # (C, K)
+        higher = start[conditions.cell_type] - torch.einsum("ck,ksn->csn", of_types, start)
+        higher = higher.clamp(-2, 2)
+        return higher - self.mean_over_genes(higher, conditions, model)[..., None]
 
     def mean_over_genes(self, shift, conditions, model):
-        """The mean (C, 2) of shifts (C, 2, N); genes count as much as they are measured well."""
-        fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
-        weight = torch.stack([fraction * (1 - fraction), fraction], 1)
+        """The mean (C, 2) of shifts (C, 2, N); genes count as much as they tell."""
+        weight = self.information(conditions, model)
         return (weight * shift).sum(2) / weight.sum(2)
+
+    def information(self, conditions, model):
+        """How much a control cell tells of each gene's log odds and level: (C, 2, N)."""
+        fraction = torch.sigmoid(model.control_log_odds[conditions.cell_type])
+        return torch.stack([fraction * (1 - fraction), fraction], 1)
 
     # -- What the networks say --
 
@@ -1009,7 +1058,7 @@ class ShiftEncoder(nn.Module):
         targets = len(self.target[self.target >= 0].unique())
         none = [0.0]
         same = [0, 0.1, 0.2, 0.4, 0.8, 1.6]
-        like = [0, 0.4, 1.0] if types > 2 else none
+        like = [0, 1.0, 4.0] if types > 2 else none
         in_type = [0, 0.1, 0.2, 0.4, 0.8, 1.6] if types > 1 else none
         shared = [0.1, 0.3, 1.0]
         structure = none
@@ -1049,7 +1098,7 @@ class ShiftEncoder(nn.Module):
         direction = model.direction[self.cell_type].double()[:, None]
         self.fit_own_transcripts(direction * log_odds_moved, direction * level_moved, on, model)
         self.fit_networks(log_odds_moved, level_moved, cells, on, model)
-        self.fit_depth(torch.stack([log_odds_moved, level_moved], 1), model)
+        self.fit_new_types(torch.stack([log_odds_moved, level_moved], 1), model)
         prior = self.prior_mean(conditions, model).double()
         same_type, kernels = self.relations(conditions, model)
         expected = start + prior
@@ -1139,22 +1188,40 @@ class ShiftEncoder(nn.Module):
         said = self.networks_say(conditions.take(rows), model)
         self.largest_effect.copy_(said.square().mean(2).sum(1).sqrt().max())
 
-    def fit_depth(self, moved, model):
-        """How far cell types foretell each other's mean over genes, from what moved (Q, 2, N).
+    def fit_new_types(self, moved, model):
+        """How far cell types foretell each other, from what moved in training (Q, 2, N).
 
-        Each type in turn plays the one that nobody perturbed: its means are predicted to be those
-        of the same perturbations in the others.
+        Each type in turn plays the one that nobody perturbed, and what it does is foretold from the
+        same perturbations in the others. Depth: its mean over genes is theirs. Start: genes differ
+        from theirs by a slope on how much higher they start. Both are believed as far as this held.
         """
-        mean = self.mean_over_genes(moved, self.training_conditions(), model)  # (Q, 2)
-        same = (self.target == self.target[:, None]).all(2) & (self.target >= 0).any(1)
-        same = same & (self.dose == self.dose[:, None]).all(2)
-        elsewhere = (same & (self.cell_type != self.cell_type[:, None])).to(mean)  # (Q, Q)
-        said = elsewhere @ mean / elsewhere.sum(1, keepdim=True).clamp_min(1)
-        of_type = F.one_hot(self.cell_type, self.n_types).to(mean) * elsewhere.any(1)[:, None]
-        of_type = of_type.T[of_type.any(0)]  # (types, Q)
-        product, square = of_type @ (said * mean), of_type @ said**2  # (types, 2)
+        every = self.training_conditions()
+        told = self.elsewhere(every, every).any(1).nonzero()[:, 0]
+        if not len(told):
+            return
+        told = told[evenly_spread(len(told))]
+        asked = every.take(told)
+        shares = self.elsewhere(asked, every)
+        direction = model.direction[self.cell_type].double()[:, None, None]
+        said = direction[told] * torch.einsum("cq,qsn->csn", shares, direction * moved)
+        of_type = F.one_hot(asked.cell_type, self.n_types).double()
+        of_type = of_type.T[of_type.any(0)]  # (types, C)
+
+        def held(x, y):
+            """The sums (types, 2) of x y and x x over conditions and genes (C, 2, any)."""
+            return of_type @ (x * y).sum(2), of_type @ (x * x).sum(2)
+
+        means = [self.mean_over_genes(m, asked, model)[..., None] for m in (said, moved[told])]
+        of_depth = held(*means)
+        root = self.information(asked, model).sqrt()
+        higher = self.higher(asked, shares, model, every)
+        xy, xx = held(root * higher, root * (moved[told] - said))
+        slope = (xy.sum(0) - xy) / (xx.sum(0) - xx).clamp_min(1e-12)  # of the other types
+        of_start = slope * xy, slope**2 * xx
+        self.start_slope.copy_(xy.sum(0) / xx.sum(0).clamp_min(1e-12))
         for kind in 0, 1:
-            self.depth_belief[kind] = believed(product[:, kind], square[:, kind])
+            self.depth_belief[kind] = believed(*(sums[:, kind] for sums in of_depth))
+            self.start_slope[kind] *= believed(*(sums[:, kind] for sums in of_start))
 
 
 class Shifted(Departures):
@@ -1487,7 +1554,9 @@ def expect_without(model, groups):
         asked = conditions.take(place)
         shift = shift.T.unflatten(1, (2, -1)) + encoder.prior_mean(asked, model)
         others = torch.ones_like(some, dtype=torch.bool).index_fill(0, place, False)
-        shift = encoder.same_depth(shift, asked, model, conditions.take(others))
+        others = conditions.take(others)
+        shift = encoder.same_depth(shift, asked, model, others)
+        shift = shift + encoder.from_start(asked, model, others)
         answers.append((shift, variance.T.unflatten(1, (2, -1))))
     return answers
 
@@ -1543,7 +1612,9 @@ def parts(model, conditions):
         "features": said([4, 5], 1 - same_target),
         "shared": said([3], 1.0, flat),
     }
-    return {name: encoder.same_depth(part, conditions, model) for name, part in made_of.items()}
+    made_of = {name: encoder.same_depth(part, conditions, model) for name, part in made_of.items()}
+    made_of["likeness"] = made_of["likeness"] + encoder.from_start(conditions, model)
+    return made_of
 
 
 def moments(model, log_odds, level):

@@ -665,25 +665,117 @@ def test_depth_that_differs_in_sign_between_types_is_not_expected():
     assert np.abs(found.mean(1)).max() < 0.08
 
 
-def test_the_depth_is_believed_as_far_as_types_foretold_each_other():
-    """Slope and jackknife of the sums over each type's conditions; one alone says nothing."""
-    model = model_of(types=("a", "b", "c"), targets=("x", "y", "z"), conditions=10)
-    rng = np.random.default_rng(1)
+def three_types(**changed):
+    """Conditions in three types, two of them perturbed in no other, and what moved in them."""
     rows = [((), t) for t in range(3)] + [((p,), t) for p in (0, 1) for t in range(3 - p)]
     rows += [((2,), 1), ((2,), 0, (0.1,))]  # in no other type, or only at another dose
+    names = {"types": ("a", "b", "c"), "targets": ("x", "y", "z")}
+    model = model_of(**names, conditions=10, **changed)
     model.encoder.fit(counts_of(model, rows, np.zeros((10, 2, GENES)), MANY), model)
-    moved = torch.as_tensor(0.3 + 0.2 * rng.normal(size=(10, 2, GENES)))
-    model.encoder.fit_depth(moved, model)
-    conditions = model.encoder.training_conditions()
-    mean = model.encoder.mean_over_genes(moved, conditions, model)
-    said = {3: mean[[4, 5]].mean(0), 4: mean[[3, 5]].mean(0), 5: mean[[3, 4]].mean(0)}
-    said |= {6: mean[7], 7: mean[6]}
-    of_types = [[3, 6], [4, 7], [5]]
-    product = torch.stack([sum(said[q] * mean[q] for q in of) for of in of_types])
-    square = torch.stack([sum(said[q] ** 2 for q in of) for of in of_types])
-    wanted = [float(believed(product[:, kind], square[:, kind])) for kind in (0, 1)]
-    assert 0.1 < min(wanted) < 0.99
-    assert model.encoder.depth_belief.tolist() == pytest.approx(wanted)
+    rng = np.random.default_rng(1)
+    return model, torch.as_tensor(0.3 + 0.2 * rng.normal(size=(10, 2, GENES)))
+
+
+ELSEWHERE = {3: [4, 5], 4: [3, 5], 5: [3, 4], 6: [7], 7: [6]}  # rows of `three_types`
+OF_TYPES = [[3, 6], [4, 7], [5]]
+
+
+def believed_by_hand(said, measured, weight):
+    """The belief in what is said of the rows of ELSEWHERE, type by type; {row: (N,)} each."""
+    sums = [[], []]
+    for rows in OF_TYPES:
+        sums[0].append(sum((weight[q] * said[q] * measured[q]).sum() for q in rows))
+        sums[1].append(sum((weight[q] * said[q] ** 2).sum() for q in rows))
+    return float(believed(*map(torch.stack, sums)))
+
+
+def test_the_depth_is_believed_as_far_as_types_foretold_each_other():
+    """Slope and jackknife of the sums over each type's conditions; one alone says nothing."""
+    model, moved = three_types()
+    model.encoder.fit_new_types(moved, model)
+    p = torch.sigmoid(model.control_log_odds.double())
+    for kind, weights in enumerate((p * (1 - p), p)):
+        said, mean = {}, {}
+        for q, others in ELSEWHERE.items():  # as this type's cells weigh the genes
+            weight = weights[model.encoder.cell_type[q]]
+            weight = weight / weight.sum()
+            said[q] = weight @ moved[others, kind].mean(0)
+            mean[q] = weight @ moved[q, kind]
+        wanted = believed_by_hand(said, mean, np.ones(10))
+        assert 0.1 < wanted < 0.99
+        assert float(model.encoder.depth_belief[kind]) == pytest.approx(wanted)
+
+
+def centred_by_hand(values, weight):
+    """(N,) less its weighted mean."""
+    return values - (weight * values).sum() / weight.sum()
+
+
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_the_slope_on_the_start_is_the_other_types_and_believed_as_far_as_it_held(direction):
+    """Least squares on how much higher genes start; in a type of another direction signs turn."""
+    model, moved = three_types()
+    model.direction[2] = direction
+    sign = {q: direction if q == 5 else -1.0 for q in range(3, 8)}
+    start = model.start().double()
+    cell_type = model.encoder.cell_type
+    p = torch.sigmoid(model.control_log_odds.double())
+    for q in ELSEWHERE:  # let genes that start higher move up less
+        moved[q] = sign[q] * (0.5 + 0.02 * moved[q]) - 0.3 * start[cell_type[q]]
+    model.encoder.fit_new_types(moved, model)
+    for kind, weights in enumerate((p * (1 - p), p)):
+        x, y, weight = {}, {}, {}
+        for q, others in ELSEWHERE.items():
+            weight[q] = w = weights[cell_type[q]]
+            elsewhere = start[cell_type[others], kind].mean(0)
+            x[q] = centred_by_hand((start[cell_type[q], kind] - elsewhere).clamp(-2, 2), w)
+            said = sign[q] * sum(sign[r] * moved[r, kind] for r in others) / len(others)
+            y[q] = centred_by_hand(moved[q, kind] - said, w)
+
+        def slope(rows, x=x, y=y, weight=weight):
+            return sum((weight[q] * x[q] * y[q]).sum() for q in rows) / sum(
+                (weight[q] * x[q] ** 2).sum() for q in rows
+            )
+
+        said = {}
+        for rows in OF_TYPES:
+            rest = slope([q for q in ELSEWHERE if q not in rows])
+            said |= {q: rest * x[q] for q in rows}
+        wanted = believed_by_hand(said, y, weight) * slope(ELSEWHERE)
+        assert float(model.encoder.start_slope[kind]) == pytest.approx(float(wanted), rel=1e-4)
+        assert wanted < -0.05
+
+
+def test_a_gene_that_starts_higher_in_a_new_type_moves_up_by_less():
+    """By the slope, beyond what all genes have in common; at most as if 2 higher."""
+    rows = [((), A), ((2,), A), ((), B), ((2,), B), ((1,), B)]
+    model = fitted(rows, np.zeros((5, 2, GENES)))
+    describe(model, "c", 7)
+    model.control_log_odds[2] = model.control_log_odds[0]
+    model.control_log_odds[2, 3] += 5
+    before = expected(model, ((2,), C), ((1,), C), ((2,), A))
+    model.encoder.start_slope.copy_(torch.tensor([-0.5, 0.0]))
+    change = expected(model, ((2,), C), ((1,), C), ((2,), A)) - before
+    assert np.allclose(change[:, 1], 0, atol=1e-6) and np.allclose(change[2], 0, atol=1e-6)
+    odds = model.control_log_odds.double().numpy()
+    p = 1 / (1 + np.exp(-odds[2]))
+    for row, others in (0, odds[:2].mean(0)), (1, odds[1]):  # the types that had this perturbation
+        higher = (odds[2] - others).clip(-2, 2)
+        higher = higher - np.average(higher, weights=p * (1 - p))
+        assert np.allclose(change[row, 0], -0.5 * higher, atol=1e-5)
+
+
+def test_a_new_perturbation_in_a_new_type_starts_from_all_treated_types():
+    """Where nobody has seen it, they have to do."""
+    rows = [((), A), ((2,), A), ((), B), ((2,), B), ((1,), B)]
+    model = fitted(rows, np.zeros((5, 2, GENES)))
+    describe(model, "c", 7)
+    before = expected(model, ((0,), C))
+    model.encoder.start_slope.copy_(torch.tensor([-0.5, 0.0]))
+    change = (expected(model, ((0,), C)) - before)[0, 0]
+    odds = model.control_log_odds.double().numpy()
+    higher = (odds[2] - (odds[0] + 2 * odds[1]) / 3).clip(-2, 2)  # two of three conditions in B
+    assert np.ptp(change + 0.5 * higher) < 1e-5
 
 
 def test_a_type_of_which_only_controls_were_fitted_is_unseen():
