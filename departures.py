@@ -514,7 +514,6 @@ class ImprovedSettings(Settings):
     """The paper's settings, ours where they differ, and a switch for every addition."""
 
     epsilon: str = setting("0.05", "Sinkhorn's: share of the mean cost, 'SHAREmax' or 'bridge'")
-    learning_rate: float = setting(2e-3, "of AdamW", least=1e-9, most=1000)
     grn: str = setting("structural", "gene network: structural, coexpression, none or a CSV")
     gene_embedding: str = setting("", "CSV of numbers for each gene, to predict unmeasured targets")
     discrete: bool = setting(
@@ -526,7 +525,6 @@ class ImprovedSettings(Settings):
     if_expressed: bool = setting(
         True, "bridge the level if expressed: fill silent genes with draws"
     )
-    decay: bool = setting(True, "let the learning rate fall evenly to 0")
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -536,7 +534,6 @@ class ImprovedSettings(Settings):
         self.skip_gate = False
         self.anchor = False
         self.if_expressed = False
-        self.decay = False
         return self
 
 
