@@ -525,6 +525,7 @@ class ImprovedSettings(Settings):
     if_expressed: bool = setting(
         True, "bridge the level if expressed: fill silent genes with draws"
     )
+    decay: bool = setting(True, "let the learning rate fall evenly to 0")
 
     def paper(self):
         """Switch every addition off and take the paper's values, in place."""
@@ -534,6 +535,7 @@ class ImprovedSettings(Settings):
         self.skip_gate = False
         self.anchor = False
         self.if_expressed = False
+        self.decay = False
         return self
 
 
@@ -806,6 +808,9 @@ class ShiftEncoder(nn.Module):
         own                 (2,)       how far training targets' own transcripts moved; p moves so
         prior mean          (2, N)     of the log odds and of the level; so for unseen p too
         + weights @ kernels (2, N)     what the training conditions say beyond their own prior means
+        - mean over genes   (2, 1)     only in a cell type that nobody perturbed: the depth, as far
+                                       as the types that were perturbed did not foretell it
+        + slope * higher    (2, N)     only there, too: genes that start higher move up by less
 
     The kernels say which training conditions a condition resembles: those of the same target (and
     of a like dose), those in cell types like its own, those in its own type, all of them (what
@@ -899,11 +904,11 @@ class ShiftEncoder(nn.Module):
     # -- Cell types that nobody perturbed --
 
     def same_depth(self, shift, conditions, model, fitted=None):
-        """The shift (C, 2, N), its mean over genes only believed in types that nobody perturbed.
+        """The shift (C, 2, N), less a part of its mean over genes in types that nobody perturbed.
 
-        A sample's depth moves all genes alike. Of a cell type never seen treated only that of the
-        controls is known. So what a treatment does to all genes alike is believed as far as other
-        types foretold each other. fitted: all training conditions, if not given.
+        A sample's depth moves all genes alike, and of such a type only that of the controls is
+        known. So what a treatment does to all genes alike is believed as far as other types
+        foretold each other. fitted: all training conditions, if not given.
         """
         new = self.new_types(conditions, fitted)
         doubted = (1 - self.depth_belief) * self.mean_over_genes(shift, conditions, model)

@@ -410,7 +410,7 @@ def train(model, screen, settings, out, state, device, save, before=0.0):
     with progress:
         for epoch in range(state["epoch"], epochs):
             started = time.time()
-            losses, pairs = train_epoch(data, optimiser, epoch, progress)
+            losses, pairs = train_epoch(data, optimiser, epoch, epochs, progress)
             if not torch.isfinite(losses).all():
                 raise InputError(
                     f"{out}: the loss is not finite in epoch {epoch + 1}; try a smaller "
@@ -464,8 +464,8 @@ class TrainingData:
         return torch.stack(self.model.loss(x0, xT, d0, dT, conditions, which, noise))
 
 
-def train_epoch(data, optimiser, epoch, progress):
-    """One pass over the training cells: the mean losses (2,), and the pairs drawn."""
+def train_epoch(data, optimiser, epoch, epochs, progress):
+    """One pass of `epochs` over the training cells: the mean losses (2,), and the pairs drawn."""
     settings = data.model.settings
     seed = 1_000_003 * settings.seed + epoch
     host = Noise(seed)  # pairs and batches are drawn on the host
@@ -476,7 +476,10 @@ def train_epoch(data, optimiser, epoch, progress):
     progress.update(0)  # from here on it sees steps
     losses = torch.zeros(2, device=data.device)
     data.model.train()
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        if settings.decay:
+            done = (epoch + i / len(batches)) / epochs
+            optimiser.param_groups[0]["lr"] = settings.learning_rate * (1 - done)
         mine = batch[RANK::PROCESSES]
         own = SharedNoise(noise, len(batch))
         of_batch = data.losses(pairs, batch, mine, own) * (len(mine) / len(batch))

@@ -32,6 +32,7 @@ ABLATIONS = {
     "without skip gate": "--no-skip-gate",
     "without if-expressed": "--no-if-expressed",
     "without anchor": "--no-anchor",
+    "without decay": "--no-decay",
     "co-expression network": "--grn coexpression",
     # the pairing's settings
     "exact pairing": "--pairing exact",

@@ -79,7 +79,7 @@ def switches():
 def test_the_switches_of_part_two_are_these():
     """The list that the next test looks for."""
     assert switches() == {
-        "shifts", "skip_gate", "anchor", "if_expressed", "gene_embedding", "structural",
+        "shifts", "skip_gate", "anchor", "if_expressed", "decay", "gene_embedding", "structural",
     }  # fmt: skip
 
 

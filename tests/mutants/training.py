@@ -310,6 +310,24 @@ MUTANTS = {
         ),
         (
             "train.py",
+            "settings.learning_rate * (1 - done)",
+            "settings.learning_rate * (1 - done / 2)",
+            "the learning rate falls half-way",
+        ),
+        (
+            "train.py",
+            "done = (epoch + i / len(batches)) / epochs",
+            "done = i / len(batches)",
+            "the learning rate falls to 0 in every epoch",
+        ),
+        (
+            "train.py",
+            "        if settings.decay:\n",
+            "        if True:\n",
+            "--no-decay does nothing",
+        ),
+        (
+            "train.py",
             "    optimiser.step()\n",
             "    pass\n",
             "nothing is learnt",

@@ -155,6 +155,7 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--skip-gate": "(on; paper off)",
     "--anchor": "(on; paper off)",
     "--if-expressed": "(on; paper off)",
+    "--decay": "(on; paper off)",
     "--width": "(256)",
     "--embedding": "(64)",
     "--seed": "(0)",

@@ -398,7 +398,7 @@ def test_the_page_says_how_the_run_is_repeated(shown):
 
 
 def test_the_page_says_how_many_epochs_none_means(shown):
-    assert "All 22 settings0 epochs: as many as make 1,000 steps" in shown.text
+    assert "All 23 settings0 epochs: as many as make 1,000 steps" in shown.text
 
 
 def test_the_page_says_how_training_went(shown):

@@ -650,10 +650,14 @@ class FillNothing:
 
 
 class Epoch:
-    """An epoch of training, and a record of its batches. The loss of batch i is (i, 10 i)."""
+    """An epoch of training, recorded: its batches, and the learning rate after each.
 
-    def __init__(self, screen, epoch=0, **changes):
+    The loss of batch i is (i, 10 i).
+    """
+
+    def __init__(self, screen, epoch=0, epochs=2, **changes):
         self.batches = []
+        self.rates = []
         groups = list(screen.training_groups())
         model = built(screen, **changes)
         self.data = train.TrainingData(model, screen, groups, "cpu")
@@ -662,12 +666,14 @@ class Epoch:
         self.optimiser = torch.optim.SGD([weight], lr=model.settings.learning_rate)
         self.weight = weight
         progress = tqdm(disable=True)
-        self.mean, self.pairs = train.train_epoch(self.data, self.optimiser, epoch, progress)
+        arguments = self.data, self.optimiser, epoch, epochs, progress
+        self.mean, self.pairs = train.train_epoch(*arguments)
 
     def losses(self, pairs, batch, mine, noise):
         """In place of the model's."""
         i = len(self.batches)
         self.batches.append(batch)
+        self.rates.append(self.optimiser.param_groups[0]["lr"])
         return self.weight.sum() * 0 + torch.tensor([i, 10.0 * i])
 
 
@@ -709,6 +715,15 @@ def test_an_epochs_losses_are_means_over_its_batches(simulated):
     epoch = Epoch(simulated)
     middle = (len(epoch.batches) - 1) / 2
     assert np.allclose(epoch.mean, [middle, 10 * middle], rtol=1e-5)
+
+
+def test_the_learning_rate_falls_evenly_to_0_over_all_epochs(simulated):
+    """A resumed run goes on where the line had come to; the paper's stays as it is."""
+    both = Epoch(simulated).rates + Epoch(simulated, epoch=1).rates
+    line = 0.001 * (1 - np.arange(len(both)) / len(both))
+    assert np.allclose(both, line)
+    assert set(Epoch(simulated, decay=False).rates) == {0.001}
+    assert not ImprovedSettings().paper().decay
 
 
 # ---- A run ---------------------------------------------------------------------------------------
