@@ -514,6 +514,7 @@ class ImprovedSettings(Settings):
     """The paper's settings, ours where they differ, and a switch for every addition."""
 
     epsilon: str = setting("0.05", "Sinkhorn's: share of the mean cost, 'SHAREmax' or 'bridge'")
+    learning_rate: float = setting(2e-3, "of AdamW", least=1e-9, most=1000)
     grn: str = setting("structural", "gene network: structural, coexpression, none or a CSV")
     gene_embedding: str = setting("", "CSV of numbers for each gene, to predict unmeasured targets")
     discrete: bool = setting(

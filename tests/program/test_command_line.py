@@ -145,7 +145,7 @@ PUBLISHED = {  # the paper's own values, and ours where they differ: what --help
     "--genes": "(5000; paper 5000 and 2000)",
     "--batch": "(64; paper 64 and 256)",
     "--epochs": "(0; paper 5 and 40)",
-    "--learning-rate": "(0.001, as the paper)",
+    "--learning-rate": "(0.002; paper 0.001)",
     "--epsilon": "(0.05; paper 0.1max)",
     "--cost": "(sqeuclidean, as the paper)",
     "--pairing": "(entropic, as the paper)",

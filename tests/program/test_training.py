@@ -720,9 +720,9 @@ def test_an_epochs_losses_are_means_over_its_batches(simulated):
 def test_the_learning_rate_falls_evenly_to_0_over_all_epochs(simulated):
     """A resumed run goes on where the line had come to; the paper's stays as it is."""
     both = Epoch(simulated).rates + Epoch(simulated, epoch=1).rates
-    line = 0.001 * (1 - np.arange(len(both)) / len(both))
+    line = 0.002 * (1 - np.arange(len(both)) / len(both))
     assert np.allclose(both, line)
-    assert set(Epoch(simulated, decay=False).rates) == {0.001}
+    assert set(Epoch(simulated, decay=False).rates) == {0.002}
     assert not ImprovedSettings().paper().decay
 
 
