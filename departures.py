@@ -887,7 +887,7 @@ class ShiftEncoder(nn.Module):
         # The controls' own chance is corrected by the other conditions, where they are the same.
         same_type = same_type * self.fitted_controls(conditions, model)
         shift = self.carried_over(same_type, kernels) + self.prior_mean(conditions, model)
-        shift = self.same_depth(shift, conditions, model)
+        shift = self.doubt_depth(shift, conditions, model)
         return shift + self.from_start(conditions, model)
 
     def carried_over(self, same_type, kernels):
@@ -904,7 +904,7 @@ class ShiftEncoder(nn.Module):
 
     # -- Cell types that nobody perturbed --
 
-    def same_depth(self, shift, conditions, model, fitted=None):
+    def doubt_depth(self, shift, conditions, model, fitted=None):
         """The shift (C, 2, N), less a part of its mean over genes in types that nobody perturbed.
 
         A sample's depth moves all genes alike, and of such a type only that of the controls is
@@ -919,15 +919,18 @@ class ShiftEncoder(nn.Module):
         """What the start of a type that nobody perturbed adds to the shift (C, 2, N).
 
         Where a gene is higher in its controls than in those of the types that were treated, it
-        moves up by less: ends are more alike than starts. 0 in types that were seen treated.
+        moves up by less: ends are more alike than starts, partly because a start that stands out
+        does so by chance. 0 in types that were seen treated, and for a condition's own transcripts,
+        which the prior mean follows.
         """
         fitted = self.training_conditions() if fitted is None else fitted
-        new = self.new_types(conditions, fitted)
-        shares = self.elsewhere(conditions, fitted)
+        moves = self.new_types(conditions, fitted) & (conditions.target >= 0).any(1)[:, None, None]
+        moves = moves & ~self.own_genes(conditions, model)[:, None]
+        shares = self.same_elsewhere(conditions, fitted)
         perturbed = (fitted.target >= 0).any(1).double()
         everywhere = perturbed / perturbed.sum().clamp_min(1)
         shares = torch.where(shares.any(1)[:, None], shares, everywhere)
-        return new * self.start_slope[:, None] * self.higher(conditions, shares, model, fitted)
+        return moves * self.start_slope[:, None] * self.higher(conditions, shares, model, fitted)
 
     def new_types(self, conditions, fitted=None):
         """Which conditions (C, 1, 1) are of cell types that no fitted condition perturbs."""
@@ -935,14 +938,20 @@ class ShiftEncoder(nn.Module):
         treated = fitted.cell_type[(fitted.target >= 0).any(1)]
         return ~torch.isin(conditions.cell_type, treated)[:, None, None]
 
-    def elsewhere(self, conditions, fitted):
+    def same_elsewhere(self, conditions, fitted):
         """Shares (C, Q) of the fitted conditions that are the same perturbation in other types.
 
-        They sum to 1, or to 0 where there is none.
+        They sum to 1, or to 0 where there is none. Either may have room for more targets.
         """
-        same = (conditions.target[:, None] == fitted.target).all(2)
-        same = same & (conditions.dose[:, None] == fitted.dose).all(2)
-        same = same & (fitted.target >= 0).any(1)
+        at_once = max(conditions.target.shape[1], fitted.target.shape[1])
+
+        def wide(conditions):
+            room = (0, at_once - conditions.target.shape[1])
+            return F.pad(conditions.target, room, value=-1), F.pad(conditions.dose, room, value=1.0)
+
+        (mine, my_dose), (theirs, their_dose) = wide(conditions), wide(fitted)
+        same = (mine[:, None] == theirs).all(2) & (theirs >= 0).any(1)
+        same = same & (my_dose[:, None] == their_dose).all(2)
         same = same & (conditions.cell_type[:, None] != fitted.cell_type)
         return same / same.sum(1, keepdim=True).clamp_min(1).double()
 
@@ -1198,13 +1207,15 @@ class ShiftEncoder(nn.Module):
         same perturbations in the others. Depth: its mean over genes is theirs. Start: genes differ
         from theirs by a slope on how much higher they start. Both are believed as far as this held.
         """
+        self.depth_belief.zero_()
+        self.start_slope.zero_()
         every = self.training_conditions()
-        told = self.elsewhere(every, every).any(1).nonzero()[:, 0]
+        told = self.same_elsewhere(every, every).any(1).nonzero()[:, 0]
         if not len(told):
             return
         told = told[evenly_spread(len(told))]
         asked = every.take(told)
-        shares = self.elsewhere(asked, every)
+        shares = self.same_elsewhere(asked, every)
         direction = model.direction[self.cell_type].double()[:, None, None]
         said = direction[told] * torch.einsum("cq,qsn->csn", shares, direction * moved)
         of_type = F.one_hot(asked.cell_type, self.n_types).double()
@@ -1216,10 +1227,10 @@ class ShiftEncoder(nn.Module):
 
         means = [self.mean_over_genes(m, asked, model)[..., None] for m in (said, moved[told])]
         of_depth = held(*means)
-        root = self.information(asked, model).sqrt()
+        root = self.information(asked, model).sqrt() * ~self.own_genes(asked, model)[:, None]
         higher = self.higher(asked, shares, model, every)
         xy, xx = held(root * higher, root * (moved[told] - said))
-        slope = (xy.sum(0) - xy) / (xx.sum(0) - xx).clamp_min(1e-12)  # of the other types
+        slope = (xy.sum(0) - xy) / (xx.sum(0) - xx).clamp_min(1e-12)  # by other types' rows
         of_start = slope * xy, slope**2 * xx
         self.start_slope.copy_(xy.sum(0) / xx.sum(0).clamp_min(1e-12))
         for kind in 0, 1:
@@ -1540,8 +1551,8 @@ def expect_without(model, groups):
     """What would be expected of fitted conditions, had they been held out: shifts, variances.
 
     groups: tensors (asked,), the numbers of conditions of `some_conditions` that are left out
-    together; for each, two (asked, 2, N). The amplitudes and what is believed of the networks stay
-    as they were fitted to all.
+    together; for each, two (asked, 2, N). The amplitudes and what is believed of the networks and
+    of new types stay as they were fitted to all.
     """
     encoder = model.encoder
     some = some_conditions(encoder)
@@ -1558,7 +1569,7 @@ def expect_without(model, groups):
         shift = shift.T.unflatten(1, (2, -1)) + encoder.prior_mean(asked, model)
         others = torch.ones_like(some, dtype=torch.bool).index_fill(0, place, False)
         others = conditions.take(others)
-        shift = encoder.same_depth(shift, asked, model, others)
+        shift = encoder.doubt_depth(shift, asked, model, others)
         shift = shift + encoder.from_start(asked, model, others)
         answers.append((shift, variance.T.unflatten(1, (2, -1))))
     return answers
@@ -1615,7 +1626,7 @@ def parts(model, conditions):
         "features": said([4, 5], 1 - same_target),
         "shared": said([3], 1.0, flat),
     }
-    made_of = {name: encoder.same_depth(part, conditions, model) for name, part in made_of.items()}
+    made_of = {name: encoder.doubt_depth(part, conditions, model) for name, part in made_of.items()}
     made_of["likeness"] = made_of["likeness"] + encoder.from_start(conditions, model)
     return made_of
 

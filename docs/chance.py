@@ -11,7 +11,8 @@ by all pairs, a cell with itself among them: then no chance is taken off from an
 The third column asks what the predictions are worth where nobody gains by chance: which share is
 closed of the squared distance between the means of the two populations, of controls and of
 perturbed cells. What few cells add to that distance is taken off, for the controls too; a method
-says one mean, from all controls, and its error is its own.
+says one mean, from all controls, and its error is its own. (The 20 are those that change most in
+these very cells: where the controls are off by chance a gene is chosen for it.)
 """
 
 import argparse
@@ -70,7 +71,7 @@ def scored_means(run):
     cells = evaluate.read_predicted(predicted, screen)
     predictors = {name: rival(screen) for name, rival in RIVALS.items() if name != "control"}
     rows = []
-    for key in sorted(cells):
+    for key in sorted(key for key in cells if evaluate.can_be_scored(screen, cells, key)):
         y = screen.dense(screen.groups[key]).astype(np.float64)
         controls = screen.dense(screen.controls(key[1]))
         de20 = metrics.welch_t(y, controls).argsort()[-20:]

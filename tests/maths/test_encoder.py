@@ -759,10 +759,53 @@ def test_a_gene_that_starts_higher_in_a_new_type_moves_up_by_less():
     assert np.allclose(change[:, 1], 0, atol=1e-6) and np.allclose(change[2], 0, atol=1e-6)
     odds = model.control_log_odds.double().numpy()
     p = 1 / (1 + np.exp(-odds[2]))
-    for row, others in (0, odds[:2].mean(0)), (1, odds[1]):  # the types that had this perturbation
+    # The types that had this perturbation, and the genes that it perturbs: target 1 is gene 1.
+    for row, others, own in (0, odds[:2].mean(0), []), (1, odds[1], [1]):
         higher = (odds[2] - others).clip(-2, 2)
         higher = higher - np.average(higher, weights=p * (1 - p))
+        higher[own] = 0
         assert np.allclose(change[row, 0], -0.5 * higher, atol=1e-5)
+
+
+def in_new_type_c(slope):
+    """A model of two treated types and a pair of targets, and a third type, c."""
+    rows = [((), A), ((2,), A), ((0, 1), A), ((), B), ((2,), B), ((0, 1), B)]
+    model = fitted(rows, np.zeros((6, 2, GENES)))
+    describe(model, "c", 7)
+    model.encoder.start_slope.fill_(slope)
+    return model
+
+
+def test_no_perturbation_moves_nothing_in_a_new_type_either():
+    """However it starts."""
+    assert np.allclose(expected(in_new_type_c(-0.5), ((), C))[0], 0, atol=1e-5)
+
+
+def test_own_transcripts_do_not_follow_the_start_twice():
+    """Their prior mean does it: genes 0 and 1 are targets 0 and 1."""
+    before, after = (expected(in_new_type_c(slope), ((0, 1), C))[0] for slope in (0.0, -0.5))
+    moved = np.abs(after - before)
+    assert (moved[:, :2] == 0).all() and (moved[:, 2:] > 0.001).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_condition_is_the_same_whatever_room_there_is_for_targets(at_once):
+    """Asked alone or beside others of more targets."""
+    model = in_new_type_c(-0.5)
+    rows = [((2,), C)]
+    others = conditions_of(rows, at_once)
+    found = model.encoder(others, model).detach().double().numpy()
+    assert np.allclose(found, expected(model, *rows), atol=1e-6)
+
+
+def test_another_fit_forgets_what_was_believed_of_new_types():
+    """Where no type foretells another."""
+    rows = [((), A), ((2,), A)]
+    model = fitted(rows, np.zeros((2, 2, GENES)))
+    model.encoder.start_slope.fill_(1.0)
+    model.encoder.depth_belief.fill_(1.0)
+    model.encoder.fit(counts_of(model, rows, np.zeros((2, 2, GENES)), MANY), model)
+    assert not model.encoder.start_slope.any() and not model.encoder.depth_belief.any()
 
 
 def test_a_new_perturbation_in_a_new_type_starts_from_all_treated_types():
@@ -775,7 +818,7 @@ def test_a_new_perturbation_in_a_new_type_starts_from_all_treated_types():
     change = (expected(model, ((0,), C)) - before)[0, 0]
     odds = model.control_log_odds.double().numpy()
     higher = (odds[2] - (odds[0] + 2 * odds[1]) / 3).clip(-2, 2)  # two of three conditions in B
-    assert np.ptp(change + 0.5 * higher) < 1e-5
+    assert np.ptp((change + 0.5 * higher)[1:]) < 1e-5  # gene 0 is the target itself
 
 
 def test_a_type_of_which_only_controls_were_fitted_is_unseen():

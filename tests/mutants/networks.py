@@ -688,21 +688,45 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "same = (conditions.target[:, None] == fitted.target).all(2)\n",
-            "same = (conditions.target[:, None] > -2).any(2) & (fitted.target > -2).any(1)\n",
+            "same = (mine[:, None] == theirs).all(2) & (theirs >= 0).any(1)\n",
+            "same = (mine[:, None] > -2).all(2) & (theirs >= 0).any(1)\n",
             "any perturbation foretells another",
         ),
         (
             "departures.py",
-            "same = same & (conditions.dose[:, None] == fitted.dose).all(2)\n",
+            "same = same & (my_dose[:, None] == their_dose).all(2)\n",
             "same = same\n",
             "a dose foretells another",
         ),
         (
             "departures.py",
-            "same = same & (fitted.target >= 0).any(1)\n",
-            "same = same\n",
+            "same = (mine[:, None] == theirs).all(2) & (theirs >= 0).any(1)",
+            "same = (mine[:, None] == theirs).all(2)",
             "controls foretell controls",
+        ),
+        (
+            "departures.py",
+            "moves = moves & ~self.own_genes(conditions, model)[:, None]\n",
+            "pass\n",
+            "own transcripts follow the start twice",
+        ),
+        (
+            "departures.py",
+            "& (conditions.target >= 0).any(1)[:, None, None]\n",
+            "\n",
+            "no perturbation moves genes of a new type",
+        ),
+        (
+            "departures.py",
+            "room = (0, at_once - conditions.target.shape[1])",
+            "room = (0, 0)",
+            "a condition of one target is unlike itself beside pairs",
+        ),
+        (
+            "departures.py",
+            "        self.start_slope.zero_()\n",
+            "",
+            "a second fit keeps what the first believed",
         ),
         (
             "departures.py",
@@ -736,8 +760,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "return new * self.start_slope[:, None]",
-            "return self.start_slope[:, None]",
+            "moves = self.new_types(conditions, fitted) &",
+            "moves =",
             "the start counts in types that were seen treated",
         ),
         (
