@@ -390,8 +390,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            ".clamp(-2, 2)",
-            ".clamp(-20, 20)",
+            "/ slope).clamp(-2, 2)",
+            "/ slope).clamp(-20, 20)",
             "the anchor may overrule whatever the networks say",
         ),
         (
