@@ -749,14 +749,15 @@ def fit_gains(X, y, weight, rounds=20):
     return coefficients
 
 
-def believed(product, square):
+def believed(product, square, fewest=3):
     """How far to believe predictions r of y in T targets: a factor from 0 to 1.
 
     product, square (T,): the weighted sums of r y and r r of each. The slope of y on r, less what
-    leaving out one target after the other (jackknife) says is chance (James-Stein).
+    leaving out one target after the other (jackknife) says is chance (James-Stein). Of fewer than
+    `fewest` targets nothing is believed.
     """
     n = len(product)
-    if n < 3 or square.sum() <= 0:
+    if n < fewest or square.sum() <= 0:
         return product.new_zeros(())
     slope = product.sum() / square.sum()
     without = (product.sum() - product) / (square.sum() - square).clamp_min(1e-12)
@@ -1205,7 +1206,8 @@ class ShiftEncoder(nn.Module):
 
         Each type in turn plays the one that nobody perturbed, and what it does is foretold from the
         same perturbations in the others. Depth: its mean over genes is theirs. Start: genes differ
-        from theirs by a slope on how much higher they start. Both are believed as far as this held.
+        from theirs by a slope on how much higher they start. Both are believed as far as this held;
+        the slope of three types at least, for two are each other's mirror.
         """
         self.depth_belief.zero_()
         self.start_slope.zero_()
@@ -1234,7 +1236,7 @@ class ShiftEncoder(nn.Module):
         of_start = slope * xy, slope**2 * xx
         self.start_slope.copy_(xy.sum(0) / xx.sum(0).clamp_min(1e-12))
         for kind in 0, 1:
-            self.depth_belief[kind] = believed(*(sums[:, kind] for sums in of_depth))
+            self.depth_belief[kind] = believed(*(sums[:, kind] for sums in of_depth), fewest=2)
             self.start_slope[kind] *= believed(*(sums[:, kind] for sums in of_start))
 
 

@@ -658,7 +658,13 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "if n < 3 or square.sum() <= 0:",
+            "for sums in of_depth), fewest=2)",
+            "for sums in of_depth))",
+            "of two treated types no depth is believed",
+        ),
+        (
+            "departures.py",
+            "if n < fewest or square.sum() <= 0:",
             "if n < 2 or square.sum() <= 0:",
             "two targets prove something",
         ),
