@@ -66,7 +66,7 @@ from report.metrics import (  # noqa: F401 (lessons and tests take all metrics f
 )
 from report.options import settings_class
 from report.tables import SHORT, as_markdown, as_text, make_tables, paper_of
-from report.trust import read_trust
+from report.trust import distance_by_means, read_trust
 from rivals import RIVALS, TRAINED, forms_of, option_of
 from rivals.cheats import CHEATS, Given, doctored_controls
 from rivals.kept import kept_cells
@@ -319,6 +319,7 @@ def score(screen, predicted, seed=0, squared=False, trained=None):
             "copied": {
                 name: share_copied(x, known) for name, x in methods.items() if x is not None
             },
+            "by_means": distance_by_means(methods["model"], measured, controls),
             "p_anything": p_of_any_change(measured, controls, own_generator(seed, "test", *key)),
         }
         rows.append(row)
@@ -888,15 +889,15 @@ def origin_of(predicted):
 def draw_expected(figures, run, table, rows):
     """Draw the expected against the actual errors of a run, where its table says what to expect."""
     if "expected" in table and table["expected"].notna().any():
-        actual = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+        actual = {row["condition"]: row["by_means"] for row in rows}
         from report.trust import draw_expected_error
         from sample import read_checkpoint
 
         left_out = read_checkpoint(run)["left_out"]
-        rho = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
+        rho, within = draw_expected_error(f"{figures}/expected_error.png", table, actual, left_out)
         if not np.isnan(rho):
-            said = f"expected and actual E-distance of {len(rows)} conditions"
-            print(f"{said}: rank correlation {rho:.2f}")
+            said = f"expected and actual E-distance of {len(rows)} conditions, as means tell it"
+            print(f"{said}: rank correlation {rho:.2f}, {within} in the range")
 
 
 def tables_of(summary, rows, paper=None, costs=None):

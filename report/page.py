@@ -569,10 +569,10 @@ def trust_of(table, rows, figures):
         "What the model knew of a condition before it was measured. Change: how far it moves the "
         "cells. Expected: how far from the measured cells the predicted ones are to be expected; "
         "of training conditions that were left out, four in five fell between the two numbers "
-        "beside it. Error: how far they are. All are E-distances."
+        "beside it. Error: how far they are. All are E-distances, as means alone tell them."
     )
     warnings = [tag("p", line, class_="warning") for line in sentences(table, False)[1:]]
-    found = {row["condition"]: row["scores"]["model"]["E-distance"]["all"] for row in rows}
+    found = {row["condition"]: row["by_means"] for row in rows}
     if found:
         table = table.assign(error=table["condition"].map(found))
     table = table.assign(new=table.apply(novelty, axis=1))

@@ -105,7 +105,20 @@ def as_e_distance(squared, variance):
     2 variance within a population, and that plus `squared` between two.
     """
     squared = np.maximum(squared, 0)
+    variance = np.asarray(variance, np.float64)
     return np.sqrt(2 * (np.sqrt(2 * variance + squared) - np.sqrt(2 * variance)))
+
+
+def distance_by_means(x, y, controls):
+    """How far predicted cells x (n, N) are from measured ones y (m, N), as their means tell.
+
+    In the terms of an expected error (`as_e_distance`), which is one of means: the chance of the
+    measured mean is taken off. The E-distance of the cells themselves takes off that of the
+    predicted mean, too, which an anchored one does not have. controls: cells of this type.
+    """
+    squared = ((x.mean(0) - y.mean(0)) ** 2).sum(dtype=np.float64)
+    chance = y.var(0, ddof=1).sum(dtype=np.float64) / len(y)
+    return float(as_e_distance(squared - chance, controls.var(0).sum(dtype=np.float64)))
 
 
 def in_units_of_chance(squared, variances, n, m):
@@ -376,7 +389,8 @@ def read_trust(predicted):
 def draw_expected_error(path, table, actual, left_out):
     """Draw expected against actual E-distance; returns their rank correlation, NaN of too few.
 
-    table: see `trust_table`; actual: {condition: E-distance}; left_out: training conditions that
+    And how many are in the range. table: see `trust_table`; actual: {condition: E-distance}, each
+    of `distance_by_means`; left_out: training conditions that
     were left out, rows as LEFT_OUT, in grey.
     """
     import matplotlib.pyplot as plt  # these take a while to load
@@ -399,9 +413,12 @@ def draw_expected_error(path, table, actual, left_out):
     panel.plot([0, end], [0, end], color="black", linewidth=0.8, linestyle=DASHED)
     panel.set(xlim=(0, 1.1 * max([*expected, *wanted, 1e-3])), ylim=(-0.02 * end, end))
     panel.set_xlabel("expected E-distance")
-    panel.set_ylabel("E-distance to the measured cells\n(lines: where four in five are expected)")
+    panel.set_ylabel(
+        "E-distance to the measured cells, by the means\n(lines: where four in five are expected)"
+    )
     said = "held out" if np.isnan(rho) else f"held out: rank correlation {rho:.2f}"
     panel.set_title(said, loc="left", fontsize=10, color=PREDICTED)
     panel.set_title("training, left out", loc="right", fontsize=10, color="#707070")
     finish(figure, path)
-    return rho
+    within = (held_out["low"] <= measured) & (measured <= held_out["high"])
+    return rho, int(within.sum())

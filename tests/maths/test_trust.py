@@ -139,6 +139,31 @@ def test_the_parts_of_an_expected_shift_add_up_to_it(simulated):
     assert not made_of["likeness"][unseen].any()
 
 
+def test_the_parts_add_up_in_a_cell_type_that_nobody_perturbed_too(simulated):
+    """Where its start moves genes, and some of the depth is doubted."""
+    _, model = simulated
+    model.describe_cell_type("new", *new_controls(model))
+    conditions = conditions_of(model, [("TF002", "new"), ("TF001", "new")])
+    try:
+        model.encoder.start_slope.fill_(-0.5)
+        model.encoder.depth_belief.fill_(0.3)
+        made_of = parts(model, conditions)
+        whole = model.encoder.expect(conditions, model)
+    finally:
+        model.encoder.start_slope.zero_()
+        model.encoder.depth_belief.zero_()
+    torch.testing.assert_close(sum(made_of.values()), whole, rtol=0, atol=1e-6)
+    assert made_of["likeness"].any(2).all()
+
+
+def new_controls(model):
+    """What `describe_cell_type` takes, of random controls."""
+    rng = np.random.default_rng(0)
+    level, fraction = rng.uniform(0.5, 2, (2, len(model.genes)))
+    fraction = fraction / 2.5
+    return level * fraction, level, fraction, level, 100
+
+
 def test_conditions_that_do_nothing_have_errors_far_below_what_chance_does(tmp_path):
     """Labels of perturbed cells are shuffled: means of so many cells differ by chance alone."""
     adata = simulate_screen(30, 6, 900, seed=1)
@@ -181,6 +206,17 @@ def test_chance_between_means_of_one_population_is_half_a_unit_wide():
     squared = ((rng.standard_normal((2000, 300)) * sd) ** 2).sum(1)
     width = trust.in_units_of_chance(squared.std(), variances, n, m)
     assert width == pytest.approx(0.5, rel=5 / np.sqrt(2 * 2000))
+
+
+def test_the_distance_by_means_takes_off_the_chance_of_the_measured_mean():
+    """And no other: on average its square is that of the true means (400 draws, within 5 %)."""
+    rng = np.random.default_rng(0)
+    controls = rng.standard_normal((5000, 50))
+    x = np.tile(np.full(50, 0.2), (30, 1))  # predicted cells whose mean has no chance
+    found = [
+        trust.distance_by_means(x, rng.standard_normal((40, 50)), controls) for _ in range(400)
+    ]
+    assert np.mean(np.square(found)) == pytest.approx(trust.as_e_distance(2.0, 50.0) ** 2, rel=0.05)
 
 
 # ---- Expected errors -----------------------------------------------------------------------------

@@ -90,6 +90,12 @@ MUTANTS = {
         ),
         (
             "report/trust.py",
+            'within = (held_out["low"] <= measured) & (measured <= held_out["high"])',
+            'within = held_out["low"] <= measured',
+            "an error above its range counts as in it",
+        ),
+        (
+            "report/trust.py",
             'fcluster(tree, 1, "distance")',
             'fcluster(tree, 1000, "distance")',
             "different predictions are said to be alike",

@@ -38,6 +38,7 @@ def row_of(condition, model, control=1.0, floor=0.1, **rivals):
         "cells": 30,
         "top_genes": ["g1", "g2"],
         "scores": scores,
+        "by_means": model + 0.05,
     }
 
 
@@ -493,7 +494,7 @@ def test_how_far_to_trust_each_is_said(folder):
     """What was expected, beside the error that came out; what is not known is not made up."""
     text = written(folder, trust=TRUST).text
     assert (
-        f"{ODD}0.800.250.120.380.40{ODD} never perturbed in trainingthe gene networkB@xC@x" in text
+        f"{ODD}0.800.250.120.380.45{ODD} never perturbed in trainingthe gene networkB@xC@x" in text
     )
     assert "C@x0.50targets seen in this cell typememory of its targetsB@y" in text
     assert "2 predictions can hardly be told apart" in text

@@ -173,15 +173,16 @@ def test_a_held_out_target_is_called_unseen_and_its_error_is_expected(run):
 
 
 def test_the_evaluation_draws_expected_against_actual_errors(run):
-    """The figure is there, and the rank correlation is that of the table and the scores."""
+    """The figure is there; rank correlation and range are those of the table and the distances."""
     assert (run / "figures" / "expected_error.png").exists()
     table = pd.DataFrame(
-        {"condition": list("abcd"), "expected": [1, 2, 3, 4], "low": 0.5, "high": 5}
+        {"condition": list("abcd"), "expected": [1, 2, 3, 4], "low": 0.15, "high": 0.3}
     )
     actual = {"a": 0.1, "b": 0.4, "c": 0.2, "d": 0.3}
     rows = [["e@x", "unseen", True, 0.1, 0.1, 0.2]] * 4
-    rho = trust.draw_expected_error(str(run / "figure.png"), table, actual, rows)
+    rho, within = trust.draw_expected_error(str(run / "figure.png"), table, actual, rows)
     assert rho == pytest.approx(0.4)
+    assert within == 2  # of a, b, c and d from 0.15 to 0.3
 
 
 def test_two_conditions_have_no_rank_correlation(run, monkeypatch, capsys):
@@ -190,10 +191,7 @@ def test_two_conditions_have_no_rank_correlation(run, monkeypatch, capsys):
     monkeypatch.setattr(
         "matplotlib.axes.Axes.set_title", lambda self, said, **_: titles.append(said)
     )
-    rows = [
-        {"condition": name, "scores": {"model": {"E-distance": {"all": 0.2}}}}
-        for name in ("TF001@typeA", "TF001@typeB")
-    ]
+    rows = [{"condition": name, "by_means": 0.2} for name in ("TF001@typeA", "TF001@typeB")]
     table = trust.read_trust(f"{run}/predicted.h5ad")
     evaluate.draw_expected(str(run / "figures"), str(run), table, rows)
     assert titles == ["held out", "training, left out"]
