@@ -387,11 +387,11 @@ def read_trust(predicted):
 
 
 def draw_expected_error(path, table, actual, left_out):
-    """Draw expected against actual E-distance; returns their rank correlation, NaN of too few.
+    """Draw expected against actual E-distance.
 
-    And how many are in the range. table: see `trust_table`; actual: {condition: E-distance}, each
-    of `distance_by_means`; left_out: training conditions that
-    were left out, rows as LEFT_OUT, in grey.
+    table: see `trust_table`; actual: {condition: E-distance}, each of `distance_by_means`;
+    left_out: training conditions that were left out, rows as LEFT_OUT, in grey. Returns the rank
+    correlation of the two, NaN of too few, and how many are in their range.
     """
     import matplotlib.pyplot as plt  # these take a while to load
 
