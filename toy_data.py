@@ -2,6 +2,7 @@
 
     python toy_data.py screen screen.h5ad                a screen in the form of GEARS
     python toy_data.py screen drugs.h5ad --drugs 24      a screen of drugs, as sci-Plex3
+    python toy_data.py screen types.h5ad --types 7       one treatment of seven types, as Kang's
 
 The truth stands beside the counts. What can be done with the toys is in course/.
 """
@@ -218,6 +219,34 @@ def simulate_drug_screen(
     return adata
 
 
+def simulate_stimulation(n_genes=300, n_types=7, n_cells=2000, seed=0):
+    """Simulate one strong treatment of several cell types, as interferon of blood cells.
+
+    Types are of three lineages, named A1, B1, C1, A2 …, which share markers. One gene in ten
+    responds, all of them up, and all others lose their share of the counts. How much it responds
+    depends on the lineage, by a factor for each gene, and a little on the type. Half of the cells
+    are treated. The truth is `varm["effect"]` (change of log rate in each type).
+    """
+    rng = np.random.default_rng(seed)
+    n_regulators = n_genes // 5
+    W = regulatory_network(n_genes, n_regulators, rng)
+    log_rate, cell_type = unperturbed_cells(W, n_regulators, n_cells, n_types, rng)
+    lineage = np.arange(n_types) % 3
+    marker = rng.normal(0, 1.0, (3, n_genes)) * (rng.random((3, n_genes)) < 0.3)
+    log_rate = log_rate + marker[lineage[cell_type]]
+    response = rng.gamma(2.0, 0.8, n_genes) * (rng.random(n_genes) < 0.1)
+    of_lineage = response * np.exp(rng.normal(0, 0.7, (3, n_genes)))
+    effect = of_lineage[lineage] * rng.uniform(0.8, 1.2, (n_types, 1))
+    effect = effect + rng.normal(0, 0.2, effect.shape) * (response > 0)
+    treated = rng.random(n_cells) < 0.5
+    shift = np.where(treated[:, None], effect[cell_type], 0)
+    types = np.array([f"{'ABC'[i % 3]}{i // 3 + 1}" for i in range(n_types)])
+    condition = np.where(treated, "stimulated", "control")
+    obs = pd.DataFrame({"condition": condition, "cell_type": types[cell_type]})
+    symbols = [f"GENE{i + 1:03d}" for i in range(n_genes)]
+    return sequence(log_rate, shift, obs, symbols, W, effect.T, types, rng)
+
+
 def draw_unseen(which, level, cell_type, family, n_doses, rng):
     """{split column: (C,)}: cells of an unseen dose, an unseen cell type, and an unseen drug.
 
@@ -339,16 +368,24 @@ def main():
     parser.add_argument("what", choices=["screen"], help="what to simulate")
     parser.add_argument("out", help="the h5ad to write")
     parser.add_argument("--drugs", type=int, help="a screen of so many drugs, by fours")
-    parser.add_argument("--cells", type=int, help="cells (8,000; 20,000 for drugs)")
+    parser.add_argument("--types", type=int, help="a screen of one treatment of so many cell types")
+    parser.add_argument("--cells", type=int, help="cells (8,000; drugs: 20,000; types: 2,000)")
     parser.add_argument("--genes", type=int, default=300, help="genes (300)")
     parser.add_argument("--perturbed", type=int, help="knocked-down genes (40)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     args = parser.parse_args()
-    dosed, knocked_down = args.drugs is not None, args.perturbed is not None
-    screens.check_effects(("--perturbed", dosed and knocked_down, "beside --drugs"))
+    dosed, treated = args.drugs is not None, args.types is not None
+    knocked_down = args.perturbed is not None
+    screens.check_effects(
+        ("--perturbed", dosed and knocked_down, "beside --drugs"),
+        ("--perturbed", treated and knocked_down, "beside --types"),
+        ("--drugs", treated and dosed, "beside --types"),
+    )
     if args.perturbed is None:
         args.perturbed = 40
-    if args.drugs is None:
+    if treated:
+        wrong = not 2 <= args.types <= 100
+    elif not dosed:
         wrong = not 0 < args.perturbed <= args.genes // 2
     else:
         wrong = args.drugs < 4 or args.drugs % 4
@@ -357,10 +394,13 @@ def main():
     if wrong or few_cells or many or args.genes < 20 or not 0 <= args.seed < 2**31:
         raise screens.InputError(
             "a screen has 100 cells or more, 20 genes, knock-downs of at most half of them or "
-            "drugs by fours, a seed from 0; at most 10,000,000 cells, 100,000 genes, 1,000 drugs"
+            "drugs by fours or 2 types, a seed from 0; at most 10,000,000 cells, 100,000 genes, "
+            "1,000 drugs, 100 types"
         )
     screens.check_folder(args.out, ending=".h5ad")
-    if args.drugs:
+    if treated:
+        adata = simulate_stimulation(args.genes, args.types, args.cells or 2000, seed=args.seed)
+    elif dosed:
         adata = simulate_drug_screen(args.genes, args.drugs, args.cells or 20000, seed=args.seed)
     else:
         adata = simulate_screen(args.genes, args.perturbed, args.cells or 8000, seed=args.seed)

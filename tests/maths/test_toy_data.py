@@ -14,6 +14,7 @@ from toy_data import (
     sequenced,
     simulate_drug_screen,
     simulate_screen,
+    simulate_stimulation,
     total_effects,
 )
 
@@ -292,3 +293,58 @@ def test_drugs_of_a_family_share_most_of_their_structure(drugs):
     assert bits.shape == (12, 64) and set(np.unique(bits)) == {0, 1}
     assert same.mean() > 0.6
     assert different.mean() < 0.5
+
+
+# ---- One treatment of several cell types ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stimulation():
+    return simulate_stimulation(n_genes=60, n_types=5, n_cells=8000, seed=0)
+
+
+def responses(stimulation):
+    """The log fold changes of treated cells over their counterfactuals, by type: (types, G)."""
+    treated = (stimulation.obs["condition"] == "stimulated").to_numpy()
+    counts, twin = counts_of(stimulation)
+    found = []
+    for cell_type in stimulation.varm["effect"]:
+        cells = treated & (stimulation.obs["cell_type"] == cell_type).to_numpy()
+        found.append(np.log(counts[cells].mean(0) + 0.01) - np.log(twin[cells].mean(0) + 0.01))
+    return np.array(found)
+
+
+def test_a_treatment_moves_each_type_by_its_effect_and_dilutes_what_does_not_respond(stimulation):
+    """All by the same, for a cell's counts are as many as before."""
+    effect = stimulation.varm["effect"].to_numpy().T
+    for found, true in zip(responses(stimulation), effect, strict=True):
+        still = true == 0
+        diluted = np.median(found[still])
+        assert diluted < -0.05
+        assert np.corrcoef(found, true)[0, 1] > 0.95
+        strong = true > 1
+        assert np.allclose(found[strong] - diluted, true[strong], atol=0.5)
+
+
+def test_a_gene_responds_in_all_types_or_in_none():
+    """One in ten, up; alike in a lineage, by another factor in another one."""
+    effect = simulate_stimulation(n_genes=1000, n_types=5, n_cells=100, seed=0).varm["effect"]
+    responds = (effect != 0).to_numpy()
+    assert (responds.all(1) == responds.any(1)).all()
+    assert abs(responds[:, 0].sum() - 100) < 5 * np.sqrt(90)
+    assert (effect[responds[:, 0]].mean() > 1).all()
+    assert list(effect) == ["A1", "B1", "C1", "A2", "B2"]
+    alike = np.corrcoef(effect[responds[:, 0]].T)
+    same = np.array([alike[0, 3], alike[1, 4]])
+    others = np.array([alike[0, 1], alike[0, 2], alike[1, 2], alike[3, 1], alike[4, 0]])
+    assert same.min() > 0.9 and others.max() < 0.8
+
+
+def test_half_of_the_cells_are_treated_and_the_others_have_no_shift(stimulation):
+    """In every type; the controls' means are their counterfactuals', within 5 standard errors."""
+    control = (stimulation.obs["condition"] == "control").to_numpy()
+    share = stimulation.obs.assign(control=control).groupby("cell_type", observed=True)["control"]
+    assert (np.abs(share.mean() - 0.5) < 5 * 0.5 / np.sqrt(share.size())).all()
+    counts, twin = (x[control] for x in counts_of(stimulation))
+    error = np.sqrt((counts.var(0) + twin.var(0)) / control.sum())
+    assert (np.abs(counts.mean(0) - twin.mean(0)) <= 5 * error).all()

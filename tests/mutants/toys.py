@@ -182,6 +182,24 @@ MUTANTS = {
     "maths/test_toy_data.py": [
         (
             "toy_data.py",
+            "shift = np.where(treated[:, None], effect[cell_type], 0)",
+            "shift = effect[cell_type]",
+            "untreated cells of a stimulation respond, too",
+        ),
+        (
+            "toy_data.py",
+            "effect = of_lineage[lineage] * rng",
+            "effect = of_lineage[np.arange(n_types) % 2] * rng",
+            "cell types respond as those of another lineage",
+        ),
+        (
+            "toy_data.py",
+            "rng.normal(0, 0.2, effect.shape) * (response > 0)",
+            "rng.normal(0, 0.2, effect.shape)",
+            "every gene responds to a stimulation",
+        ),
+        (
+            "toy_data.py",
             "return np.linalg.inv(np.eye(len(W)) - W)",
             "return np.eye(len(W)) + W.T",
             "effects travel one edge, backwards",
@@ -460,8 +478,8 @@ MUTANTS = {
         ),
         (
             "toy_data.py",
-            "    if args.drugs is None:\n        wrong",
-            "    if not args.drugs:\n        wrong",
+            "    elif not dosed:\n        wrong",
+            "    elif not args.drugs:\n        wrong",
             "no drugs at all are forty genes",
         ),
     ],

@@ -252,10 +252,18 @@ def test_a_screen_of_drugs_is_written_as_asked(tmp_path, monkeypatch):
     assert found.uns["drug_embedding"].shape == (8, 64)
 
 
+def test_a_screen_of_types_is_written_as_asked(tmp_path, monkeypatch):
+    """Their number, and the seed."""
+    path = tmp_path / "t.h5ad"
+    simulate(monkeypatch, path, "--types", 4, "--cells", 300, "--genes", 20, "--seed", 2)
+    expected = toy_data.simulate_stimulation(20, 4, 300, seed=2)
+    assert np.array_equal(anndata.read_h5ad(path).X.toarray(), expected.X.toarray())
+
+
 TOO_SMALL = ["--cells 99", "--genes 19", "--perturbed 151", "--perturbed 0", "--drugs 0"]
 
 
-@pytest.mark.parametrize("size", [*TOO_SMALL, "--drugs 6", "--seed -1"])
+@pytest.mark.parametrize("size", [*TOO_SMALL, "--drugs 6", "--types 1", "--types 101", "--seed -1"])
 def test_a_screen_that_cannot_be_is_refused(tmp_path, monkeypatch, size):
     """And nothing is written."""
     with pytest.raises(screens.InputError, match="a screen has 100 cells or more, 20 genes"):
@@ -263,12 +271,16 @@ def test_a_screen_that_cannot_be_is_refused(tmp_path, monkeypatch, size):
     assert list(tmp_path.iterdir()) == []
 
 
-USUAL = [([], (300, 40, 8000, 0)), (["--drugs", "24"], (300, 24, 20000, 0))]
+USUAL = [
+    ([], (300, 40, 8000, 0)),
+    (["--drugs", "24"], (300, 24, 20000, 0)),
+    (["--types", "7"], (300, 7, 2000, 0)),
+]
 
 
 @pytest.mark.parametrize("options, expected", USUAL)
 def test_a_screen_has_the_usual_size_if_none_is_named(tmp_path, monkeypatch, options, expected):
-    """8,000 cells of genes and 20,000 of drugs. (None is simulated here.)"""
+    """8,000 cells of genes, 20,000 of drugs, 2,000 of types. (None is simulated here.)"""
     asked = []
 
     def simulated(genes, perturbed, cells, seed):
@@ -277,6 +289,7 @@ def test_a_screen_has_the_usual_size_if_none_is_named(tmp_path, monkeypatch, opt
 
     monkeypatch.setattr(toy_data, "simulate_screen", simulated)
     monkeypatch.setattr(toy_data, "simulate_drug_screen", simulated)
+    monkeypatch.setattr(toy_data, "simulate_stimulation", simulated)
     simulate(monkeypatch, tmp_path / "x.h5ad", *options)
     assert asked == [expected]
 
