@@ -1034,11 +1034,13 @@ def test_an_own_transcript_that_is_gone_says_nothing_of_its_level():
     """Its level is the mean over the targets that some cell still expresses."""
     rows = [((), A), ((0,), A), ((1,), A)]
     model = model_of(conditions=3)
-    populations = counts_of(model, rows, np.zeros((3, 2, GENES)), MANY)
+    shifts = np.zeros((3, 2, GENES))
+    shifts[2, 1, 1] = -0.5
+    populations = counts_of(model, rows, shifts, MANY)
     populations.on[1, 0] = 0
     populations.level[1, 0] = 0
     model.encoder.fit(populations, model)
-    assert float(model.encoder.own[1]) == pytest.approx(0, abs=1e-6)
+    assert float(model.encoder.own[1]) == pytest.approx(0.5, abs=1e-6)
     assert float(model.encoder.own[0]) > 1
 
 
