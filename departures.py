@@ -1228,16 +1228,18 @@ class ShiftEncoder(nn.Module):
             return of_type @ (x * y).sum(2), of_type @ (x * x).sum(2)
 
         means = [self.mean_over_genes(m, asked, model)[..., None] for m in (said, moved[told])]
-        of_depth = held(*means)
+        depth_product, depth_square = held(*means)
         root = self.information(asked, model).sqrt() * ~self.own_genes(asked, model)[:, None]
         higher = self.higher(asked, shares, model, every)
         xy, xx = held(root * higher, root * (moved[told] - said))
         slope = (xy.sum(0) - xy) / (xx.sum(0) - xx).clamp_min(1e-12)  # by other types' rows
-        of_start = slope * xy, slope**2 * xx
+        start_product, start_square = slope * xy, slope**2 * xx
         self.start_slope.copy_(xy.sum(0) / xx.sum(0).clamp_min(1e-12))
         for kind in 0, 1:
-            self.depth_belief[kind] = believed(*(sums[:, kind] for sums in of_depth), fewest=2)
-            self.start_slope[kind] *= believed(*(sums[:, kind] for sums in of_start))
+            depth = depth_product[:, kind], depth_square[:, kind]
+            self.depth_belief[kind] = believed(*depth, fewest=2)
+            start = start_product[:, kind], start_square[:, kind]
+            self.start_slope[kind] *= believed(*start)
 
 
 class Shifted(Departures):

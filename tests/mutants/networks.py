@@ -658,8 +658,8 @@ MUTANTS = {
         ),
         (
             "departures.py",
-            "for sums in of_depth), fewest=2)",
-            "for sums in of_depth))",
+            "believed(*depth, fewest=2)",
+            "believed(*depth)",
             "of two treated types no depth is believed",
         ),
         (
